@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import yaml
 
+SAMPLE = Path(__file__).parents[1] / "configs" / "quickstart" / "english.txt"
+
 TINY_CONFIG = {
     "name": "tiny",
     "prepare": {"train_size": 60, "val_size": 8, "max_length": 64, "max_tokens": 12_000},
@@ -107,10 +109,11 @@ class Project:
             if p.is_file() and p.name not in ("stage.json", ".lock")
         }
 
-    def losses(self) -> list[tuple[int, str]]:
-        """(step, loss as written) of every metrics line."""
-        lines = (self.training / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [(m["step"], repr(m["loss"])) for m in map(json.loads, lines) if "loss" in m]
+    def losses(self, run: str = "tiny") -> list[tuple[int, str]]:
+        """(step, loss with all its digits) of every metrics line of a run."""
+        path = self.folder / "runs" / run / "train" / "metrics.jsonl"
+        metrics = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return [(m["step"], repr(m["loss"])) for m in metrics]
 
 
 def child_environment() -> dict[str, str]:

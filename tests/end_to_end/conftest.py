@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import Project
+from harness import SAMPLE, Project
 from tiny_teacher import make_tiny_teacher
-
-SAMPLE = Path(__file__).parents[2] / "configs" / "quickstart" / "english.txt"
 
 
 @pytest.fixture(scope="session")
