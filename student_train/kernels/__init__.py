@@ -1,0 +1,1 @@
+"""The heavy primitives, one folder each: a plain reference that is the law, and faster twins that are its guests."""
