@@ -1,0 +1,86 @@
+"""What a dataset is, apart from its rows: settings and fingerprints. The same header lies in the manifest and in every
+shard, so one lost file still says which teacher, tokenizer and rules made it. Row ranges and hashes are in `manifest`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from .errors import ShardError
+from .files import canonical_json
+
+FORMAT_NAME = "minicodformer-shards"
+FORMAT_VERSION = 1
+OPTIONAL_COLUMNS = ("tail_logprobs", "logsumexp")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Settings that hold for every row. Two datasets with equal headers hold rows of the same kind and meaning."""
+
+    kind: Literal["rows", "captures"]
+    """`rows`: a prepared corpus; `captures`: the same rows with what the teacher said."""
+    num_rows: int
+    vocab_size: int
+    """Real vocabulary rows: ids are below it."""
+    vocab_rows: int
+    """Rows of the teacher's embedding, padding included."""
+    max_length: int
+    """Tokens in a row, at most."""
+    encoding: Literal["plain"] = "plain"
+    head_size: int = 0
+    """K: most likely ids kept at a position, at most (must-keep ids come on top)."""
+    head_mass: float = 1.0
+    """The head is the shortest prefix of the K with at least this mass; 1.0: always K."""
+    must_keep: tuple[int, ...] = ()
+    """Ids that every head contains."""
+    tail: dict[str, Any] = field(default_factory=dict)
+    """`{"draws": m}`, `{"draws_per_mass": m0}` (m = ceil(m0 * rest mass)) or empty: no draws."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """Temperatures whose rest mass is stored, 1 first."""
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads of the teacher: byte identity is promised for equal counts only."""
+    optional_columns: tuple[str, ...] = ()
+    """Of `tail_logprobs`, `logsumexp`."""
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+    """Keys teacher, tokenizer, chat_template, corpus; values: text or a dict of texts."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Free: the split's name, counts."""
+
+    def __post_init__(self) -> None:
+        assert self.kind in ("rows", "captures"), self.kind
+        assert self.num_rows >= 0
+        assert 0 < self.vocab_size <= self.vocab_rows, (self.vocab_size, self.vocab_rows)
+        assert self.temperatures[:1] == (1.0,), self.temperatures
+        assert set(self.tail) <= {"draws", "draws_per_mass"}, self.tail
+        assert set(self.optional_columns) <= set(OPTIONAL_COLUMNS), self.optional_columns
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: exactly what a manifest gives back."""
+        values: dict[str, Any] = json.loads(canonical_json(asdict(self)))
+        return values
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Header:
+        """The inverse of `to_json`.
+
+        Raises:
+            ShardError: a field is unknown or missing.
+        """
+        known = {f.name for f in fields(Header)}
+        wrong = sorted(known ^ set(values))
+        if wrong:
+            raise ShardError(f"header: field '{wrong[0]}' is unknown or missing; the file is not of format version 1")
+        arguments: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return Header(**arguments)
+
+    def difference(self, other: Header) -> str | None:
+        """Name and both values of the first field that differs, as `head_size: 8 against 16`; None when equal."""
+        ours, theirs = self.to_json(), other.to_json()
+        for name in ours:
+            if ours[name] != theirs[name]:
+                return f"{name}: {ours[name]!r} against {theirs[name]!r}"
+        return None

@@ -1,0 +1,165 @@
+"""Read a finished dataset: random access by row, memory-mapped, with a small cache of decoded batches.
+
+Files are opened at the first read of each process, so a `Dataset` may be forked, pickled and sent to workers.
+Content is trusted here (schema and size are checked); `verify` is what distrusts it.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from .columns import Columns, batch_to_columns, row_at
+from .errors import ShardError
+from .header import Header
+from .manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
+from .rows import Row
+from .schema import ShardPlan, arrow_schema, schema_difference
+
+CACHE_BYTES = 64 * 2**20
+_REMEDY = "run `minicodformer shards verify` on the folder, delete the broken shard and run the stage again"
+
+
+class ShardFile:
+    """One open shard; `columns(b)` decodes its b-th record batch."""
+
+    def __init__(self, folder: Path, entry: ShardEntry, index: int, manifest: Manifest) -> None:
+        """Map the file and check that it is the shard the manifest means.
+
+        Raises:
+            ShardError: it is missing, cut, not an Arrow file, or another shard.
+        """
+        self._path = folder / entry.file
+        if not self._path.is_file():
+            raise ShardError(f"{self._path}: missing; restore it or run the stage again (only this shard is written)")
+        size = self._path.stat().st_size
+        if size != entry.bytes:
+            raise ShardError(f"{self._path}: {size} bytes, {entry.bytes} in the manifest; {_REMEDY}")
+        try:
+            options = pa.ipc.IpcReadOptions(use_threads=False)
+            self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)), options=options)
+            found = self._reader.schema
+        except (pa.ArrowException, OSError) as error:
+            raise ShardError(f"{self._path}: not readable ({_first_line(error)}); {_REMEDY}") from None
+        plan = ShardPlan(index, entry.first_row, entry.num_rows)
+        difference = schema_difference(found, arrow_schema(manifest.header, plan, manifest.rows_per_batch))
+        if difference is not None:
+            raise ShardError(f"{self._path}: does not belong here: {difference}; {_REMEDY}")
+
+    @property
+    def num_batches(self) -> int:
+        return self._reader.num_record_batches
+
+    def columns(self, index: int) -> Columns:
+        """Decode one record batch.
+
+        Raises:
+            ShardError: Arrow finds it damaged.
+        """
+        try:
+            batch = self._reader.get_batch(index)
+            batch.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            raise ShardError(f"{self._path}: batch {index} is damaged ({_first_line(error)}); {_REMEDY}") from None
+        return batch_to_columns(batch)
+
+
+class Dataset:
+    """The rows of one folder, as a sequence. Arrays of the rows are views: copy before writing into them."""
+
+    def __init__(self, folder: Path, manifest: Manifest, cache_bytes: int = CACHE_BYTES) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._cache_bytes = cache_bytes
+        self._first_rows = [shard.first_row for shard in manifest.shards]
+        self._forget()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Dataset, (self.folder, self.manifest, self._cache_bytes)
+
+    @property
+    def header(self) -> Header:
+        return self.manifest.header
+
+    @property
+    def num_tokens(self) -> int:
+        return self.manifest.num_tokens
+
+    @property
+    def num_scored(self) -> int:
+        return self.manifest.num_scored
+
+    def __len__(self) -> int:
+        return self.header.num_rows
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        shard, batch, r = self._locate(index % len(self))
+        return row_at(self._columns(shard, batch), r, self.header)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[Row]:
+        """Rows [start, stop) in order."""
+        for index in range(start, len(self) if stop is None else min(stop, len(self))):
+            yield self[index]
+
+    def read(self, indices: Sequence[int]) -> list[Row]:
+        """The rows at `indices`, in that order; each batch is decoded once however the indices jump."""
+        in_file_order = sorted(set(map(int, indices)))
+        found = {index: self[index] for index in in_file_order}
+        return [found[int(index)] for index in indices]
+
+    def _locate(self, index: int) -> tuple[int, int, int]:
+        """(shard, batch inside it, row inside that) of a row."""
+        shard = bisect_right(self._first_rows, index) - 1
+        return shard, *divmod(index - self._first_rows[shard], self.manifest.rows_per_batch)
+
+    def _columns(self, shard: int, batch: int) -> Columns:
+        if self._process != os.getpid():
+            self._forget()
+        key = (shard, batch)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        if shard not in self._files:
+            self._files[shard] = ShardFile(self.folder, self.manifest.shards[shard], shard, self.manifest)
+        columns = self._files[shard].columns(batch)
+        self._cache[key] = columns
+        self._cached_bytes += columns.nbytes
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.nbytes
+        return columns
+
+    def _forget(self) -> None:
+        """Open nothing and cache nothing: the state of a new process."""
+        self._process = os.getpid()
+        self._files: dict[int, ShardFile] = {}
+        self._cache: OrderedDict[tuple[int, int], Columns] = OrderedDict()
+        self._cached_bytes = 0
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """The finished dataset in `folder`; nothing but the manifest is read yet.
+
+    Raises:
+        ShardError: no dataset, a damaged or newer manifest, or a dataset that is not complete.
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    if not manifest.complete:
+        sealed = sum(shard.num_rows for shard in manifest.shards)
+        raise ShardError(
+            f"{folder}: not complete ({sealed} of {manifest.header.num_rows} rows, says {MANIFEST_NAME}); "
+            "run the stage that writes it again, it goes on where it stopped"
+        )
+    return Dataset(folder, manifest)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
