@@ -1,0 +1,150 @@
+"""The LTC-NCP cell: liquid time-constant neurons (Hasani et al. 2021) wired as a Neural Circuit Policy (Lechner et al. 2020).
+
+One fused semi-implicit step a token (or K of them, the input held):
+
+    v_j <- (c_j v_j + g_j r_j + sum_i w_ij s(v_i) E_ij) / (c_j + g_j + sum_i w_ij s(v_i) + 1e-8),   c = K C
+
+with capacitance C, leak conductance g towards the rest r. Within a step the layers update in order: inter, then command
+on the new inter states (and on the old command states, its recurrent synapses), then motor. That is the ncps package's
+network with the motor output moved by two steps.
+
+`step` is the law. `forward` gives the same over a whole sequence without a loop over neurons in time: inter and motor
+neurons are exact linear scans, the command layer is solved by a fixed number of quasi-Newton sweeps (`command.py`).
+States: [B, U], order inter, command, motor. At a segment start the state is all zeros, as the package starts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import CellConfig
+from .command import solve_command
+from .scan import linear_scan
+from .synapses import Synapses, softplus_inverse
+from .wiring import Wiring, auto_ncp
+
+EPSILON = 1e-8
+
+
+class LtcNcp(nn.Module):
+    """S input features -> M motor neurons, U neurons in all."""
+
+    def __init__(self, inputs: int, config: CellConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.motor = config.motor or config.units // 4
+        self.wiring: Wiring = auto_ncp(
+            config.units, self.motor, inputs, sparsity=config.wiring.sparsity, seed=config.wiring.seed
+        )
+        wiring, fan_in, per_edge = self.wiring, self.wiring.fan_in(), config.synapses == "per_edge"
+        inter, command, motor = wiring.inter_ids, wiring.command_ids, wiring.motor_ids
+        self.sizes = [wiring.inter, wiring.command, wiring.motor]
+
+        def bundle(polarity: np.ndarray, targets: slice) -> Synapses:
+            return Synapses(polarity, per_edge=per_edge, fan_in=fan_in[targets])
+
+        self.sensory = bundle(wiring.sensory[:, inter], inter)
+        self.inter_command = bundle(wiring.internal[inter, command], command)
+        self.recurrent = bundle(wiring.internal[command, command], command)
+        self.command_motor = bundle(wiring.internal[command, motor], motor)
+        self.raw_capacitance = nn.Parameter(torch.empty(config.units))
+        self.raw_leak = nn.Parameter(torch.empty(config.units))
+        self.rest = nn.Parameter(torch.empty(config.units))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Time constants from a token to a few hundred, so that a gradient reaches past a hundred tokens."""
+        self.sensory.reset_parameters(None)
+        for bundle in (self.inter_command, self.recurrent, self.command_motor):
+            bundle.reset_parameters((0.3, 0.8))
+        capacitance = torch.empty_like(self.raw_capacitance).uniform_(0.0, math.log(512.0)).exp()
+        self.raw_capacitance.copy_(softplus_inverse(capacitance))
+        self.raw_leak.copy_(softplus_inverse(torch.empty_like(self.raw_leak).uniform_(0.05, 0.25)))
+        self.rest.uniform_(-0.2, 0.2)
+
+    def _leaks(self, wide: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """c, g r and c + g + epsilon, each split into inter, command, motor."""
+        c = F.softplus(self.raw_capacitance.to(wide)) * self.config.unfolds
+        g = F.softplus(self.raw_leak.to(wide))
+        pull = g * self.rest.to(wide)
+        return list(c.split(self.sizes)), list(pull.split(self.sizes)), list((c + g + EPSILON).split(self.sizes))
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One token: x [B, S], state [B, U] -> motor [B, M], state [B, U]. The law that `forward` is held to."""
+        wide = state.dtype
+        c, pull, load = self._leaks(wide)
+        sensory, to_command, recurrent, to_motor = (
+            b(wide) for b in (self.sensory, self.inter_command, self.recurrent, self.command_motor)
+        )
+        inter, command, motor = state.split(self.sizes, dim=-1)
+        num_in, den_in = sensory.collect(sensory.activation(x.to(wide)))
+        for _ in range(self.config.unfolds):
+            inter = (c[0] * inter + pull[0] + num_in) / (load[0] + den_in)
+            num, den = to_command.collect(to_command.activation(inter))
+            num_r, den_r = recurrent.collect(recurrent.activation(command))
+            command = (c[1] * command + pull[1] + num + num_r) / (load[1] + den + den_r)
+            num, den = to_motor.collect(to_motor.activation(command))
+            motor = (c[2] * motor + pull[2] + num) / (load[2] + den)
+        return motor, torch.cat([inter, command, motor], dim=-1)
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, keep: Tensor | None = None, last: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, T, S] -> motor [B, T, M], state [B, U], both float32 or wider.
+
+        keep: [B, T] bool, False where a segment starts (the state before it is dropped). None: no starts.
+        last: [B] index of each row's last real token, -1: none (its state stays). None: T - 1.
+        """
+        states, _ = self._states(x, state, keep)
+        B, T = x.shape[:2]
+        if last is None:
+            return states[2], torch.cat([s[:, -1] for s in states], dim=-1)
+        index = last.clamp(min=0).view(B, 1, 1)
+        final = torch.cat([s.take_along_dim(index, dim=1).squeeze(1) for s in states], dim=-1)
+        before = final.new_zeros(final.shape) if state is None else state.to(final.dtype)
+        return states[2], torch.where(last.view(B, 1) >= 0, final, before)
+
+    @torch.no_grad()
+    def residual(self, x: Tensor, state: Tensor | None = None, keep: Tensor | None = None) -> float:
+        """Largest command-state change that one more sweep would make: the check of `sweeps`, for tests and debugging."""
+        return float(self._states(x, state, keep)[1].abs().max())
+
+    def _states(self, x: Tensor, state: Tensor | None, keep: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """All states of each layer after every token, [B, T, .] each, and the residual of the command layer."""
+        K, wide = self.config.unfolds, torch.promote_types(x.dtype, torch.float32)
+        c, pull, load = self._leaks(wide)
+        starts = [None] * 3 if state is None else list(state.to(wide).split(self.sizes, dim=-1))
+        if K > 1 and keep is not None:
+            keep = torch.stack([keep] + [torch.ones_like(keep)] * (K - 1), dim=2).flatten(1)
+
+        drive = self.sensory(wide)
+        num, den = drive.collect(drive.activation(x.to(wide)))
+        if K > 1:
+            num, den = num.repeat_interleave(K, dim=1), den.repeat_interleave(K, dim=1)
+        inter = _scan_layer(c[0], pull[0] + num, load[0] + den, starts[0], keep)
+
+        drive = self.inter_command(wide)
+        num, den = drive.collect(drive.activation(inter))
+        command, residual = solve_command(
+            self.recurrent(wide), c[1], pull[1] + num, load[1] + den, starts[1], keep, self.config.sweeps
+        )
+
+        drive = self.command_motor(wide)
+        num, den = drive.collect(drive.activation(command))
+        motor = _scan_layer(c[2], pull[2] + num, load[2] + den, starts[2], keep)
+        states = [inter, command, motor]
+        return ([s[:, K - 1 :: K] for s in states] if K > 1 else states), residual
+
+
+def _scan_layer(c: Tensor, num: Tensor, den: Tensor, initial: Tensor | None, keep: Tensor | None) -> Tensor:
+    """States [B, T, .] of a layer without recurrent synapses: v_t = (c v_{t-1} + num_t) / den_t."""
+    a = c / den
+    if keep is not None:
+        a = a * keep.unsqueeze(-1)
+    return linear_scan(a, num / den, initial)

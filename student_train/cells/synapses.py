@@ -1,0 +1,111 @@
+"""One bundle of conductance synapses between two layers of neurons: parameters, constraints and their two sums.
+
+A synapse i -> j contributes w_ij s(v_i) to the denominator and w_ij s(v_i) E_ij to the numerator of the fused LTC step,
+with s(v) = sigmoid(sigma (v - mu)). Not a cell: no leak, no time.
+
+Every synapse is one entry of flat vectors; w = softplus(raw), E = polarity * softplus(raw), sigma = 8 sigmoid(raw), so
+signs and ranges hold whatever the optimiser does. `per_source` ties (mu, sigma) to the source neuron of the bundle;
+`per_edge` gives each synapse its own, as ncps does, by treating each synapse as a source of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIGMA_MAX = 8.0
+
+
+class Drive(NamedTuple):
+    """Synapses ready for use in one pass. J targets; I sources (or synapses, per edge)."""
+
+    matrix: Tensor  # [I, 2 J]: w E beside w, zero where there is no synapse
+    sigma: Tensor  # [I]
+    mu: Tensor  # [I]
+    source: Tensor | None  # [I] neuron behind each row, None: the rows are the neurons
+
+    def activation(self, v: Tensor) -> Tensor:
+        """s(v) [.., I] of presynaptic states v [.., sources]."""
+        if self.source is not None:
+            v = v.index_select(-1, self.source)
+        return torch.sigmoid(self.sigma * (v - self.mu))
+
+    def collect(self, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator [.., J] in the dtype of the states; the product itself in the matrix's dtype."""
+        sums = (activation.to(self.matrix.dtype) @ self.matrix).to(activation.dtype)
+        numerator, denominator = sums.chunk(2, dim=-1)
+        return numerator, denominator
+
+    def slope(self, activation: Tensor) -> Tensor:
+        """ds/dv [.., I] at an activation s [.., I]."""
+        return activation * (1 - activation) * self.sigma
+
+
+def pull_back(
+    grads: tuple[Tensor, Tensor], slope: Tensor, matrix: Tensor, source: Tensor | None, sources: int
+) -> Tensor:
+    """Gradient [.., sources] in v of `collect(activation(v))`, given those [.., J] of numerator and denominator."""
+    grad = (torch.cat(grads, dim=-1).to(matrix.dtype) @ matrix.mT).to(slope.dtype) * slope
+    if source is None:
+        return grad
+    return grad.new_zeros(*grad.shape[:-1], sources).index_add_(-1, source, grad)
+
+
+class Synapses(nn.Module):
+    """The synapses of `polarity` [sources, targets] (-1, 0, +1)."""
+
+    def __init__(self, polarity: NDArray[np.int8], *, per_edge: bool, fan_in: NDArray[np.int64]) -> None:
+        """`fan_in` [targets]: all synapses ending on a target, of other bundles too; sets the scale of w."""
+        super().__init__()
+        self.shape = polarity.shape
+        self.per_edge = per_edge
+        source, target = np.nonzero(polarity)
+        rows = len(source) if per_edge else self.shape[0]
+        row = np.arange(rows) if per_edge else source
+        self.rows = rows
+        for name, values in {"source": source, "cell": row * self.shape[1] + target}.items():
+            self.register_buffer(name, torch.from_numpy(values.astype(np.int64)), persistent=False)
+        self.register_buffer("excites", torch.from_numpy(polarity[source, target] > 0), persistent=False)
+        self.register_buffer("fan_in", torch.from_numpy(fan_in[target].astype(np.int64)), persistent=False)
+        self.raw_weight = nn.Parameter(torch.empty(len(source)))
+        self.raw_reversal = nn.Parameter(torch.empty(len(source)))
+        self.raw_sigma = nn.Parameter(torch.empty(rows))
+        self.mu = nn.Parameter(torch.empty(rows))
+
+    source: Tensor
+    cell: Tensor
+    excites: Tensor
+    fan_in: Tensor
+
+    @torch.no_grad()
+    def reset_parameters(self, mu: tuple[float, float] | None) -> None:
+        """w ~ U(.5, 1.5) / fan-in, |E| = 1, sigma ~ U(1, 3), mu ~ U(mu), or N(0, .7) for inputs (`mu` None)."""
+        weight = torch.empty_like(self.raw_weight).uniform_(0.5, 1.5) / self.fan_in
+        self.raw_weight.copy_(softplus_inverse(weight))
+        self.raw_reversal.copy_(softplus_inverse(torch.ones_like(self.raw_reversal)))
+        self.raw_sigma.copy_(torch.logit(torch.empty_like(self.raw_sigma).uniform_(1.0, 3.0) / SIGMA_MAX))
+        self.mu.normal_(0.0, 0.7) if mu is None else self.mu.uniform_(*mu)
+
+    def forward(self, wide: torch.dtype) -> Drive:
+        """The drive, its vectors in dtype `wide` and its matrix in the dtype of the parameters."""
+        weight = F.softplus(self.raw_weight.to(wide))
+        reversal = F.softplus(self.raw_reversal.to(wide))
+        signed = weight * torch.where(self.excites, reversal, -reversal)
+        zeros = weight.new_zeros(self.rows * self.shape[1])
+        halves = [zeros.scatter(0, self.cell, x).view(self.rows, self.shape[1]) for x in (signed, weight)]
+        return Drive(
+            torch.cat(halves, dim=1).to(self.raw_weight.dtype),
+            SIGMA_MAX * torch.sigmoid(self.raw_sigma.to(wide)),
+            self.mu.to(wide),
+            self.source if self.per_edge else None,
+        )
+
+
+def softplus_inverse(x: Tensor) -> Tensor:
+    """y with softplus(y) = x > 0, without overflow for large x."""
+    return x + torch.log(-torch.expm1(-x))
