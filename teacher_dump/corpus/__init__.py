@@ -1,0 +1,1 @@
+"""Corpus files -> records -> split -> pieces -> rows: what `prepare` does before a shard is written."""
