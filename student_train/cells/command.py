@@ -67,7 +67,7 @@ def _sweeps(drive: Drive, c: Tensor, n: Tensor, d: Tensor, first: Tensor, mask: 
 
 
 class _Adjoint(torch.autograd.Function):
-    """Identity on h; turns the gradient that reaches h_t from outside into the one that also came through all later steps."""
+    """Identity on h; adds to the gradient that reaches h_t from outside what came through all later steps."""
 
     @staticmethod
     def forward(

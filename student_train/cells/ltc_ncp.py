@@ -1,4 +1,6 @@
-"""The LTC-NCP cell: liquid time-constant neurons (Hasani et al. 2021) wired as a Neural Circuit Policy (Lechner et al. 2020).
+"""The LTC-NCP cell: liquid time-constant neurons wired as a Neural Circuit Policy.
+
+Hasani et al. 2021 (the neurons), Lechner et al. 2020 (the wiring).
 
 One fused semi-implicit step a token (or K of them, the input held):
 
@@ -20,7 +22,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..config import CellConfig
 from .command import solve_command
@@ -70,8 +71,8 @@ class LtcNcp(nn.Module):
 
     def _leaks(self, wide: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """c, g r and c + g + epsilon, each split into inter, command, motor."""
-        c = F.softplus(self.raw_capacitance.to(wide)) * self.config.unfolds
-        g = F.softplus(self.raw_leak.to(wide))
+        c = nn.functional.softplus(self.raw_capacitance.to(wide)) * self.config.unfolds
+        g = nn.functional.softplus(self.raw_leak.to(wide))
         pull = g * self.rest.to(wide)
         return list(c.split(self.sizes)), list(pull.split(self.sizes)), list((c + g + EPSILON).split(self.sizes))
 
@@ -102,17 +103,16 @@ class LtcNcp(nn.Module):
         last: [B] index of each row's last real token, -1: none (its state stays). None: T - 1.
         """
         states, _ = self._states(x, state, keep)
-        B, T = x.shape[:2]
         if last is None:
             return states[2], torch.cat([s[:, -1] for s in states], dim=-1)
-        index = last.clamp(min=0).view(B, 1, 1)
+        index = last.clamp(min=0).view(-1, 1, 1)
         final = torch.cat([s.take_along_dim(index, dim=1).squeeze(1) for s in states], dim=-1)
         before = final.new_zeros(final.shape) if state is None else state.to(final.dtype)
-        return states[2], torch.where(last.view(B, 1) >= 0, final, before)
+        return states[2], torch.where(last.unsqueeze(1) >= 0, final, before)
 
     @torch.no_grad()
     def residual(self, x: Tensor, state: Tensor | None = None, keep: Tensor | None = None) -> float:
-        """Largest command-state change that one more sweep would make: the check of `sweeps`, for tests and debugging."""
+        """Largest command-state change that one more sweep would make: the check of `sweeps`, for debugging."""
         return float(self._states(x, state, keep)[1].abs().max())
 
     def _states(self, x: Tensor, state: Tensor | None, keep: Tensor | None) -> tuple[list[Tensor], Tensor]:

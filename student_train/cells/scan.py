@@ -8,6 +8,7 @@ a, b up to t, bit for bit. Computes in the dtype it is given: pass float32 or wi
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 def linear_scan(a: Tensor, b: Tensor, initial: Tensor | None = None) -> Tensor:
-    """v [B, T, U] with v_t = a_t * v_{t-1} + b_t and v_{-1} = `initial` [B, U] (None: zeros). Differentiable in all three."""
+    """v [B, T, U] with v_t = a_t * v_{t-1} + b_t, v_{-1} = `initial` [B, U] (None: zeros). Differentiable."""
     if initial is not None:
         first = b[:, :1] + a[:, :1] * initial.unsqueeze(1)
         b = first if b.shape[1] == 1 else torch.cat([first, b[:, 1:]], dim=1)
@@ -26,7 +27,7 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor | None = None) -> Tensor:
 def reversed_scan(a: Tensor, g: Tensor) -> Tensor:
     """l [B, T, U] with l_t = g_t + a_{t+1} * l_{t+1}: the adjoint of `linear_scan` in b. Not differentiable."""
     after = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], dim=1)
-    return _scan(after.flip(1), g.flip(1)).flip(1)
+    return _scan(after, g, backwards=True)
 
 
 class _LinearScan(torch.autograd.Function):
@@ -52,21 +53,28 @@ def chunk_length(steps: int) -> int:
 
 
 @torch.no_grad()
-def _scan(a: Tensor, b: Tensor) -> Tensor:
+def _scan(a: Tensor, b: Tensor, *, backwards: bool = False) -> Tensor:
+    """v_t = a_t v_{t-1} + b_t, or v_t = a_t v_{t+1} + b_t when `backwards`; [B, T, U] all."""
     batch, steps, units = b.shape
     length = chunk_length(steps)
     chunks = -(-steps // length)
-    if chunks * length != steps:
-        a, b = (torch.nn.functional.pad(x, (0, 0, 0, chunks * length - steps)) for x in (a, b))
+    pad = chunks * length - steps
+    if pad:
+        a, b = (torch.nn.functional.pad(x, (0, 0, pad, 0) if backwards else (0, 0, 0, pad)) for x in (a, b))
     a, b = a.reshape(batch, chunks, length, units), b.reshape(batch, chunks, length, units)
     v, decay = torch.empty_like(b), torch.empty_like(b)
-    v[:, :, 0], decay[:, :, 0] = b[:, :, 0], a[:, :, 0]
-    for i in range(1, length):
-        torch.addcmul(b[:, :, i], a[:, :, i], v[:, :, i - 1], out=v[:, :, i])
-        torch.mul(a[:, :, i], decay[:, :, i - 1], out=decay[:, :, i])
-    ends, end_decay = v[:, :, -1], decay[:, :, -1]
+    inside, across = list(range(length)), list(range(chunks))
+    if backwards:
+        inside.reverse()
+        across.reverse()
+    v[:, :, inside[0]], decay[:, :, inside[0]] = b[:, :, inside[0]], a[:, :, inside[0]]
+    for before, i in pairwise(inside):
+        torch.addcmul(b[:, :, i], a[:, :, i], v[:, :, before], out=v[:, :, i])
+        torch.mul(a[:, :, i], decay[:, :, before], out=decay[:, :, i])
+    ends, end_decay = v[:, :, inside[-1]], decay[:, :, inside[-1]]
     carry = torch.zeros_like(ends)
-    for c in range(1, chunks):
-        torch.addcmul(ends[:, c - 1], end_decay[:, c - 1], carry[:, c - 1], out=carry[:, c])
+    for before, c in pairwise(across):
+        torch.addcmul(ends[:, before], end_decay[:, before], carry[:, before], out=carry[:, c])
     v.addcmul_(decay, carry.unsqueeze(2))
-    return v.reshape(batch, chunks * length, units)[:, :steps]
+    v = v.view(batch, chunks * length, units)
+    return v[:, pad:] if backwards else v[:, :steps]

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 SIGMA_MAX = 8.0
 
@@ -93,8 +92,8 @@ class Synapses(nn.Module):
 
     def forward(self, wide: torch.dtype) -> Drive:
         """The drive, its vectors in dtype `wide` and its matrix in the dtype of the parameters."""
-        weight = F.softplus(self.raw_weight.to(wide))
-        reversal = F.softplus(self.raw_reversal.to(wide))
+        weight = nn.functional.softplus(self.raw_weight.to(wide))
+        reversal = nn.functional.softplus(self.raw_reversal.to(wide))
         signed = weight * torch.where(self.excites, reversal, -reversal)
         zeros = weight.new_zeros(self.rows * self.shape[1])
         halves = [zeros.scatter(0, self.cell, x).view(self.rows, self.shape[1]) for x in (signed, weight)]

@@ -19,7 +19,7 @@ _SIGNS = (-1, 1)
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
-    """Signed adjacency. `internal[i, j]` and `sensory[s, j]` are the polarity (-1, +1) of a synapse, 0 where there is none."""
+    """Signed adjacency: `internal[i, j]` and `sensory[s, j]` are a synapse's polarity (-1, +1), 0: no synapse."""
 
     internal: NDArray[np.int8]  # [U, U], source by target
     sensory: NDArray[np.int8]  # [inputs, U]
@@ -130,7 +130,7 @@ class _Sampler:
 
 
 def strong_components(edges: NDArray[np.bool_]) -> list[list[int]]:
-    """Strongly connected components of a graph given as [n, n] bool, source by target (two reachability passes a pivot)."""
+    """Strongly connected components of a graph [n, n] bool, source by target (two reachability passes a pivot)."""
     left = np.ones(len(edges), bool)
     found: list[list[int]] = []
     while left.any():

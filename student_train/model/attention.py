@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .conv import LayerState
 from .segments import Segments, last_steps
@@ -47,7 +46,7 @@ class Attention(nn.Module):
         past = line.shape[1] - T
         k, v = line.view(B, past + T, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         q = _rotate(q.view(B, T, self.heads, -1).transpose(1, 2), sight.cos[past:], sight.sin[past:])
-        y = F.scaled_dot_product_attention(q, _rotate(k, sight.cos, sight.sin), v, attn_mask=sight.mask)
+        y = nn.functional.scaled_dot_product_attention(q, _rotate(k, sight.cos, sight.sin), v, attn_mask=sight.mask)
         y = self.out(y.transpose(1, 2).reshape(B, T, D))
         if not carry:
             return y, state or {}
@@ -67,17 +66,17 @@ def look(x: Tensor, head_width: int, window: int, segments: Segments, seen: Tens
     distance = key[past:, None] - key  # [T, P + T], positive: the key is earlier
     mask = ((distance >= 0) & (distance < window)).unsqueeze(0)
     if segments.run_ids is not None:
-        runs = F.pad(segments.run_ids, (past, 0), value=-1)
+        runs = nn.functional.pad(segments.run_ids, (past, 0), value=-1)
         together = (runs[:, past:, None] == runs[:, None, :]) & (runs[:, None, :] >= 0)
         mask = mask | (together & (distance.abs() < window))
     if segments.age is not None:
         start = key[past:] - segments.age  # [B, T] index of the segment's first key
-        begins = F.pad(start, (past, 0), value=-(1 << 40)) if past else start
+        begins = nn.functional.pad(start, (past, 0), value=-(1 << 40)) if past else start
         same = key >= start.unsqueeze(-1)
         same &= begins.unsqueeze(1) <= key[past:, None]  # the key's segment must have begun, for looks ahead
         mask = mask & same
     if seen is not None:
-        mask = mask & F.pad(seen, (0, T), value=True).unsqueeze(1)
+        mask = mask & nn.functional.pad(seen, (0, T), value=True).unsqueeze(1)
     frequency = 10_000.0 ** (-torch.arange(0, head_width, 2, device=x.device, dtype=torch.float64) / head_width)
     angle = key.to(torch.float64)[:, None] * frequency
     dtype = torch.promote_types(x.dtype, torch.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..cells.ltc_ncp import LtcNcp
 from ..config import CellConfig, StudentConfig
@@ -26,7 +25,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, dim=-1)
-        y: Tensor = self.down(F.silu(gate) * value)
+        y: Tensor = self.down(nn.functional.silu(gate) * value)
         return y
 
 
@@ -71,7 +70,7 @@ class LiquidMixer(nn.Module):
         u, z = self.into(x).split(self.split, dim=-1)
         u, after = self.conv(u, segments, state)
         v, neurons = self.cell(u, None if state is None else state["neurons"], segments.keep, segments.last)
-        y = self.out(self.norm(v.to(x.dtype)) * F.silu(z))
+        y = self.out(self.norm(v.to(x.dtype)) * nn.functional.silu(z))
         return y, {**after, "neurons": neurons}
 
 

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution along time that never reaches over a segment's start, with the last inputs as its state."""
+"""Causal depthwise convolution along time, inside segments, with the last inputs as its state."""
 
 from __future__ import annotations
 

@@ -48,13 +48,15 @@ class Student(nn.Module):
     @property
     def head_weight(self) -> nn.Parameter:
         """[V, E], the embedding table itself."""
-        return self.embedding.weight
+        weight = self.embedding.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def init_state(self, batch: int) -> State:
         """The state before any token, for `batch` rows."""
         like = self.head_weight
         layers = [*self.encoder, *self.blocks]
-        return State(tuple(layer.init_state(batch, like.dtype, like.device) for layer in layers))  # type: ignore[operator]
+        return State(tuple(layer.init_state(batch, like.dtype, like.device) for layer in layers))
 
     def forward(
         self,
@@ -99,13 +101,16 @@ class Student(nn.Module):
         return logits.masked_fill(dead, -math.inf)
 
     @property
-    def wiring_digests(self) -> list[str]:
-        """sha256 of each block's wiring: a checkpoint's neurons mean nothing under another."""
-        return [block.mixer.cell.wiring.digest for block in self.blocks]  # type: ignore[union-attr]
+    def wiring_digest(self) -> str:
+        """sha256 of the wiring that all blocks share: a checkpoint's neurons mean nothing under another."""
+        block = self.blocks[0]
+        assert isinstance(block, LiquidBlock)
+        return block.mixer.cell.wiring.digest
 
     def decay_groups(self) -> tuple[list[str], list[str]]:
         """Parameter names with and without weight decay: matrices, and everything else (vectors, the cells)."""
-        decayed, free = [], []
+        decayed: list[str] = []
+        free: list[str] = []
         for name, p in self.named_parameters():
             (decayed if p.dim() >= 2 and ".cell." not in name and ".conv." not in name else free).append(name)
         return decayed, free
