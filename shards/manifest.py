@@ -35,6 +35,11 @@ class ShardEntry:
     dead_row_mass: float
     """Mean over the scored positions of the mass that padded vocabulary rows would have had."""
 
+    @property
+    def plan(self) -> ShardPlan:
+        """The planned shard that this is; its index is in the file's name."""
+        return ShardPlan(int(self.file.removeprefix("shard-").removesuffix(".arrow")), self.first_row, self.num_rows)
+
 
 @dataclass(frozen=True)
 class Manifest:

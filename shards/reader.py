@@ -19,16 +19,17 @@ from .errors import ShardError
 from .header import Header
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from .rows import Row
-from .schema import ShardPlan, arrow_schema, schema_difference
+from .schema import arrow_schema, schema_difference
 
 CACHE_BYTES = 64 * 2**20
-_REMEDY = "run `minicodformer shards verify` on the folder, delete the broken shard and run the stage again"
+_RUN_AGAIN = "run the stage that writes it again (only missing shards are written)"
+RESTORE_SHARD = f"delete this file and {_RUN_AGAIN}"
 
 
 class ShardFile:
     """One open shard; `columns(b)` decodes its b-th record batch."""
 
-    def __init__(self, folder: Path, entry: ShardEntry, index: int, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
         """Map the file and check that it is the shard the manifest means.
 
         Raises:
@@ -36,20 +37,19 @@ class ShardFile:
         """
         self._path = folder / entry.file
         if not self._path.is_file():
-            raise ShardError(f"{self._path}: missing; restore it or run the stage again (only this shard is written)")
+            raise ShardError(f"{self._path}: missing; restore it, or {_RUN_AGAIN}")
         size = self._path.stat().st_size
         if size != entry.bytes:
-            raise ShardError(f"{self._path}: {size} bytes, {entry.bytes} in the manifest; {_REMEDY}")
+            raise ShardError(f"{self._path}: {size} bytes, {entry.bytes} in the manifest; {RESTORE_SHARD}")
         try:
             options = pa.ipc.IpcReadOptions(use_threads=False)
             self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)), options=options)
             found = self._reader.schema
         except (pa.ArrowException, OSError) as error:
-            raise ShardError(f"{self._path}: not readable ({_first_line(error)}); {_REMEDY}") from None
-        plan = ShardPlan(index, entry.first_row, entry.num_rows)
-        difference = schema_difference(found, arrow_schema(manifest.header, plan, manifest.rows_per_batch))
+            raise ShardError(f"{self._path}: not readable ({_first_line(error)}); {RESTORE_SHARD}") from None
+        difference = schema_difference(found, arrow_schema(manifest.header, entry.plan, manifest.rows_per_batch))
         if difference is not None:
-            raise ShardError(f"{self._path}: does not belong here: {difference}; {_REMEDY}")
+            raise ShardError(f"{self._path}: does not belong here: {difference}; {RESTORE_SHARD}")
 
     @property
     def num_batches(self) -> int:
@@ -64,8 +64,13 @@ class ShardFile:
         try:
             batch = self._reader.get_batch(index)
             batch.validate(full=True)
+            nulls = [name for name in batch.schema.names if batch.column(name).null_count]
         except (pa.ArrowException, OSError) as error:
-            raise ShardError(f"{self._path}: batch {index} is damaged ({_first_line(error)}); {_REMEDY}") from None
+            raise ShardError(
+                f"{self._path}: batch {index} is damaged ({_first_line(error)}); {RESTORE_SHARD}"
+            ) from None
+        if nulls:
+            raise ShardError(f"{self._path}: batch {index} has nulls in '{nulls[0]}'; {RESTORE_SHARD}")
         return batch_to_columns(batch)
 
 
@@ -127,7 +132,7 @@ class Dataset:
             self._cache.move_to_end(key)
             return self._cache[key]
         if shard not in self._files:
-            self._files[shard] = ShardFile(self.folder, self.manifest.shards[shard], shard, self.manifest)
+            self._files[shard] = ShardFile(self.folder, self.manifest.shards[shard], self.manifest)
         columns = self._files[shard].columns(batch)
         self._cache[key] = columns
         self._cached_bytes += columns.nbytes
