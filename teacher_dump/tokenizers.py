@@ -26,8 +26,8 @@ from .packaged import ensure_packaged_teacher, package_of
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def load_tokenizer(name: str, emit: Emit) -> CorpusTokenizer:
-    """Load by packaged teacher's name, folder, or hub name.
+def load_tokenizer(name: str, emit: Emit, revision: str | None = None) -> CorpusTokenizer:
+    """Load by packaged teacher's name, folder, GGUF file, or hub name (at a revision).
 
     Raises:
         UserError: no tokenizer there, or one without a `tokenizers` backend.
@@ -39,7 +39,7 @@ def load_tokenizer(name: str, emit: Emit) -> CorpusTokenizer:
         folder = ensure_packaged_teacher(name, emit)
     elif Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
-    source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder, "revision": revision or "main"}
     if Path(name).is_file():  # a GGUF file carries its tokenizer
         source = {"pretrained_model_name_or_path": Path(name).parent, "gguf_file": Path(name).name}
     try:
