@@ -269,7 +269,7 @@ def _invert(outside: Tensor, sums: Tensor, u: Tensor) -> Tensor:
     block = torch.searchsorted(upto, target, right=True).clamp_(max=sums.shape[1] - 1)  # all zero: the caller drops it
     before = torch.where(block > 0, upto.gather(1, (block - 1).clamp(min=0)), 0.0)
     share = (target - before) / (upto.gather(1, block) - before)
-    tiles = outside.view(len(outside), -1, _BLOCK)
+    tiles = outside.view(len(outside), sums.shape[1], _BLOCK)
     rows = torch.arange(len(outside), device=outside.device)[:, None]
     inner = tiles[rows, block].double().cumsum(dim=2)  # [N, M, 256]
     level = _strictly_below(share[..., None] * inner[..., -1:], inner[..., -1:])
@@ -312,7 +312,7 @@ def _padded_like(below: Tensor) -> Tensor:
 
 def _block_sums(padded: Tensor) -> Tensor:
     """[N, blocks] fp64. The order of additions depends on no batch size, hence equal logits give equal draws."""
-    return padded.view(len(padded), -1, _BLOCK).sum(dim=2).double()
+    return padded.view(len(padded), padded.shape[1] // _BLOCK, _BLOCK).sum(dim=2).double()
 
 
 def _offsets(lengths: NDArray[Any]) -> NDArray[np.int64]:

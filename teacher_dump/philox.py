@@ -55,7 +55,7 @@ def uniforms(key: Key, row_ids: Tensor, positions: Tensor, draws: int) -> Tensor
     )
     a, b, c, d = philox4x32(counter, key)
     pairs = torch.stack((_to_unit(a, b), _to_unit(c, d)), dim=-1)
-    return pairs.reshape(len(row_ids), -1)[:, :draws]
+    return pairs.flatten(1)[:, :draws]
 
 
 def _to_unit(high: Tensor, low: Tensor) -> Tensor:

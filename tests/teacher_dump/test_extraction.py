@@ -263,6 +263,15 @@ def test_draws_follow_the_exact_distribution_outside_the_head() -> None:
     assert p_value < 0.999, (statistic, len(cells) - 1)
 
 
+@pytest.mark.parametrize("head_size", [0, 6])
+def test_no_positions_give_empty_columns(head_size: int) -> None:
+    spec = spec_of(head_size=head_size, must_keep=(3,), tail_logprobs=True, logsumexp=True)
+    capture = to_captures([run(torch.empty(0, ROWS), [], spec)], [0])[0]
+    assert capture.num_positions == 0
+    assert capture.rest_mass.shape == (0, 2)
+    assert len(capture.head_ids) == len(capture.tail_ids) == 0
+
+
 def test_nan_is_refused_at_its_position(logits: torch.Tensor, labels: list[int]) -> None:
     logits[17, 3] = math.nan
     with pytest.raises(NonFiniteLogitsError) as caught:
