@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .config import LossConfig
 from .kernels.linear_logsumexp_gather import linear_logsumexp_gather
 from .losses import Targets, distill, with_label_column
+from .model.lm import Student
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +31,17 @@ class TokenBatch:
         return TokenBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
+def hidden_of(student: Student, batch: TokenBatch) -> Tensor:
+    """[B, T, E] for whole rows; prompt runs count only where the student was told to use them."""
+    run_ids = batch.run_ids if student.config.prompt_runs else None
+    hidden: Tensor = student(batch.input_ids, reset=batch.reset, run_ids=run_ids, lengths=batch.lengths, carry=False)[0]
+    return hidden
+
+
 class DistillModule(nn.Module):
     """A student and what it is trained for."""
 
-    def __init__(self, student: nn.Module, loss: LossConfig, vocab_size: int) -> None:
+    def __init__(self, student: Student, loss: LossConfig, vocab_size: int) -> None:
         """`vocab_size`: real rows of the student's head; the others are dead."""
         super().__init__()
         self.student = student
@@ -51,7 +59,7 @@ class DistillModule(nn.Module):
         Returns:
             the scalar to differentiate, and [1 + P] detached sums of weight * (loss, parts...), unscaled.
         """
-        hidden, _ = self.student(batch.input_ids, reset=batch.reset, run_ids=batch.run_ids, lengths=batch.lengths)
+        hidden = hidden_of(self.student, batch)
         ids, mask = with_label_column(targets)
         picked, logsumexp = linear_logsumexp_gather(
             hidden.flatten(0, 1)[targets.index],

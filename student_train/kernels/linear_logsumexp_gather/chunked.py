@@ -7,6 +7,7 @@ gathered.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from torch import Tensor
 from .reference import accumulation_dtype
 
 CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is no tensor."""
+
+    num_real: int
+    temperatures: tuple[float, ...]
+    rows_per_chunk: int
 
 
 @torch.compiler.disable
@@ -37,7 +47,7 @@ def chunked(
     if mask is None:
         mask = torch.ones_like(ids, dtype=torch.bool)
     safe_ids = ids.masked_fill(~mask, 0)
-    return _Chunked.apply(hidden, weight, bias, safe_ids, mask, num_real, temperatures, rows_per_chunk)
+    return _Chunked.apply(hidden, weight, bias, safe_ids, mask, _Plan(num_real, temperatures, rows_per_chunk))
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,49 +65,47 @@ class _Chunked(torch.autograd.Function):
         bias: Tensor | None,
         ids: Tensor,
         mask: Tensor,
-        num_real: int,
-        temperatures: tuple[float, ...],
-        rows_per_chunk: int,
+        plan: _Plan,
     ) -> tuple[Tensor, Tensor]:
         dtype = accumulation_dtype(hidden.dtype)
-        wide = weight[:num_real].to(dtype)
-        wide_bias = None if bias is None else bias[:num_real].to(dtype)
+        wide = weight[: plan.num_real].to(dtype)
+        wide_bias = None if bias is None else bias[: plan.num_real].to(dtype)
         picked = hidden.new_empty(ids.shape, dtype=dtype)
-        logsumexp = hidden.new_empty((hidden.shape[0], len(temperatures)), dtype=dtype)
-        for start in range(0, hidden.shape[0], rows_per_chunk):
-            rows = slice(start, start + rows_per_chunk)
+        logsumexp = hidden.new_empty((hidden.shape[0], len(plan.temperatures)), dtype=dtype)
+        for start in range(0, hidden.shape[0], plan.rows_per_chunk):
+            rows = slice(start, start + plan.rows_per_chunk)
             logits = _logits(hidden[rows].to(dtype), wide, wide_bias)
             picked[rows] = logits.gather(1, ids[rows])
-            for c, temperature in enumerate(temperatures):
+            for c, temperature in enumerate(plan.temperatures):
                 logsumexp[rows, c] = torch.logsumexp(logits if temperature == 1.0 else logits / temperature, dim=1)
         picked.masked_fill_(~mask, 0.0)
         ctx.save_for_backward(hidden, weight, bias, ids, mask, logsumexp)
-        ctx.num_real, ctx.temperatures, ctx.rows_per_chunk = num_real, temperatures, rows_per_chunk
+        ctx.plan = plan
         return picked, logsumexp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_picked: Tensor, grad_logsumexp: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, mask, logsumexp = ctx.saved_tensors
-        dtype, num_real = logsumexp.dtype, ctx.num_real
+        dtype, num_real = logsumexp.dtype, ctx.plan.num_real
         wide = weight[:num_real].to(dtype)
         wide_bias = None if bias is None else bias[:num_real].to(dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
         grad_bias = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device)
         grad_picked = grad_picked.masked_fill(~mask, 0.0)
-        for start in range(0, hidden.shape[0], ctx.rows_per_chunk):
-            rows = slice(start, start + ctx.rows_per_chunk)
+        for start in range(0, hidden.shape[0], ctx.plan.rows_per_chunk):
+            rows = slice(start, start + ctx.plan.rows_per_chunk)
             wide_hidden = hidden[rows].to(dtype)
             grad_logits = _grad_logits(
-                _logits(wide_hidden, wide, wide_bias), logsumexp[rows], grad_logsumexp[rows], ctx.temperatures
+                _logits(wide_hidden, wide, wide_bias), logsumexp[rows], grad_logsumexp[rows], ctx.plan.temperatures
             )
             grad_logits.scatter_add_(1, ids[rows], grad_picked[rows])
             grad_hidden[rows] = (grad_logits @ wide).to(hidden.dtype)
             grad_weight[:num_real].addmm_(grad_logits.T, wide_hidden)
             grad_bias[:num_real] += grad_logits.sum(0)
         bias_out = None if bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), bias_out, None, None, None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), bias_out, None, None, None
 
 
 def _grad_logits(logits: Tensor, logsumexp: Tensor, upstream: Tensor, temperatures: tuple[float, ...]) -> Tensor:

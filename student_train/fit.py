@@ -1,0 +1,43 @@
+"""Do these shards fit together and into a student? Asked before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards import Dataset, Header, ShardError, open_dataset
+
+
+def tokenizer_folder(shards: Path) -> Path:
+    """Where the dump put the teacher's tokenizer."""
+    return shards / "teacher" / "tokenizer"
+
+
+def open_captures(shards: Path, split: str) -> Dataset:
+    """The captures of one split.
+
+    Raises:
+        ShardError: missing, unfinished, empty, or rows that no teacher has scored.
+    """
+    dataset = open_dataset(shards / split)
+    if dataset.header.kind != "captures":
+        raise ShardError(
+            f"{shards / split}: holds rows without captures (kind '{dataset.header.kind}'); run the dump on them first"
+        )
+    if len(dataset) == 0 or dataset.num_scored == 0:
+        raise ShardError(f"{shards / split}: no scored positions; prepare more text and dump it")
+    return dataset
+
+
+def check_same_teacher(train: Header, other: Header, place: Path) -> None:
+    """Refuse shards whose vocabulary, tokenizer or teacher is another than that of the training shards.
+
+    Raises:
+        ShardError: naming the first difference.
+    """
+    for name in ("vocab_size", "vocab_rows"):
+        ours, theirs = getattr(train, name), getattr(other, name)
+        if ours != theirs:
+            raise ShardError(f"{place}: {name} {theirs}, the training shards have {ours}; dump both with one teacher")
+    for name in ("tokenizer", "teacher"):
+        if train.fingerprints.get(name) != other.fingerprints.get(name):
+            raise ShardError(f"{place}: made with another {name} than the training shards; dump both with one teacher")
