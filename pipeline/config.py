@@ -18,7 +18,7 @@ class RunConfig(Strict):
     """The run's folder under runs/."""
     dump_name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The dump's folder under dumps/; default: the name. Give another run's to reuse its shards."""
-    root: Path = Path(".")
+    root: Path = Path()
     """Where dumps/ and runs/ lie; relative paths count from the working directory."""
     teacher: Teacher = PackagedTeacher()
     prepare: PrepareConfig = PrepareConfig()
@@ -26,5 +26,5 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     export: ExportConfig = ExportConfig()
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Students to compare over one dump: name -> dotted overrides. Empty: one student."""
