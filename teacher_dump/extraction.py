@@ -22,7 +22,7 @@ from shards.errors import UserError
 from shards.rows import Capture
 
 from .config import DumpConfig, TailDraws, TailPerMass
-from .philox import Key, key_of, uniforms
+from .philox import Addresses
 
 _BLOCK = 256
 _DRAWS_AT_ONCE = 64
@@ -50,11 +50,10 @@ class ExtractionSpec:
     temperatures: tuple[float, ...]
     tail_logprobs: bool
     logsumexp: bool
-    key: Key
 
     @classmethod
-    def of(cls, config: DumpConfig, vocab_size: int, corpus_fingerprint: str) -> ExtractionSpec:
-        """Resolve the config for one corpus and vocabulary.
+    def of(cls, config: DumpConfig, vocab_size: int) -> ExtractionSpec:
+        """Resolve the config for one vocabulary.
 
         Raises:
             UserError: a must-keep id that no token has.
@@ -71,7 +70,6 @@ class ExtractionSpec:
             temperatures=config.temperatures,
             tail_logprobs=config.tail_logprobs,
             logsumexp=config.logsumexp,
-            key=key_of(corpus_fingerprint, config.seed),
         )
 
 
@@ -98,13 +96,13 @@ _HEAD_COLUMNS = ("head_ids", "head_logprobs")
 _TAIL_COLUMNS = ("tail_ids", "tail_counts", "tail_logprobs")
 
 
-def extract(logits: Tensor, labels: Tensor, row_ids: Tensor, positions: Tensor, spec: ExtractionSpec) -> Extracted:
+def extract(logits: Tensor, labels: Tensor, addresses: Addresses, spec: ExtractionSpec) -> Extracted:
     """Reduce one chunk of logits to what is stored.
 
     Args:
         logits: [N, vocabulary rows >= spec.vocab_size], any float type.
         labels: int64 [N], the token after each position.
-        row_ids, positions: int64 [N], they address the uniforms of the tail draws.
+        addresses: of the N positions, for the uniforms of the tail draws.
         spec: what to keep.
 
     Raises:
@@ -132,7 +130,7 @@ def extract(logits: Tensor, labels: Tensor, row_ids: Tensor, positions: Tensor, 
     outside = weights.scatter_(1, head_ids, 0.0)
     outside_sums = _block_sums(outside)  # [N, blocks]
     rest = outside_sums.sum(dim=-1) / total
-    tail_ids, tail_counts, tail_lengths = _draw_tail(outside, outside_sums, rest, row_ids, positions, spec)
+    tail_ids, tail_counts, tail_lengths = _draw_tail(outside, outside_sums, rest, addresses, spec)
 
     rests = [rest]
     for temperature in spec.temperatures[1:]:
@@ -240,7 +238,7 @@ def _by_value_then_id(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def _draw_tail(
-    outside: Tensor, sums: Tensor, rest: Tensor, row_ids: Tensor, positions: Tensor, spec: ExtractionSpec
+    outside: Tensor, sums: Tensor, rest: Tensor, addresses: Addresses, spec: ExtractionSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws with replacement from `outside` [N, blocks * 256], as unique ids ascending, counts, and numbers [N]."""
     match spec.tail:
@@ -250,9 +248,9 @@ def _draw_tail(
             wanted = (rest * per_mass).ceil().long()
     wanted = wanted.masked_fill(rest <= 0, 0)
     most = int(wanted.max()) if wanted.numel() else 0
-    u = uniforms(spec.key, row_ids, positions, most)
+    u = addresses.uniforms(most)
     slices = [_invert(outside, sums, part) for part in u.split(_DRAWS_AT_ONCE, dim=1)] if most else []
-    ids = torch.cat(slices, dim=1) if slices else row_ids.new_zeros((len(rest), 0))
+    ids = torch.cat(slices, dim=1) if slices else wanted.new_zeros((len(rest), 0))
     valid = torch.arange(most, device=ids.device) < wanted[:, None]
     ids = ids.masked_fill(~valid, spec.vocab_size).sort(dim=1).values  # the spare ones gather at the end
     first = valid.clone()

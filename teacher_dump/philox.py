@@ -7,6 +7,7 @@ same whatever batch, order or device it is scored in. Not a general random modul
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,25 +38,37 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> tupl
     return c0, c1, c2, c3
 
 
-def uniforms(key: Key, row_ids: Tensor, positions: Tensor, draws: int) -> Tensor:
-    """float64 [N, draws] in [0, 1) with 53 random bits each, one row for each (row id, position).
+@dataclass(frozen=True, eq=False)
+class Addresses:
+    """Where N positions lie: the whole identity of their uniforms."""
 
-    Args:
-        key: of corpus and seed.
-        row_ids, positions: int64 [N].
-        draws: how many; asking for more leaves the first ones as they were.
-    """
-    blocks = torch.arange(-(-draws // 2), device=row_ids.device)
-    shape = (len(row_ids), len(blocks))
-    counter = (
-        blocks.expand(shape),
-        (positions & _LOW)[:, None].expand(shape),
-        (row_ids & _LOW)[:, None].expand(shape),
-        ((row_ids >> 32) & _LOW)[:, None].expand(shape),
-    )
-    a, b, c, d = philox4x32(counter, key)
-    pairs = torch.stack((_to_unit(a, b), _to_unit(c, d)), dim=-1)
-    return pairs.flatten(1)[:, :draws]
+    key: Key
+    """Of corpus and seed, see `key_of`."""
+    row_ids: Tensor
+    """int64 [N]"""
+    positions: Tensor
+    """int64 [N], inside the row"""
+
+    def __getitem__(self, some: slice) -> Addresses:
+        return Addresses(self.key, self.row_ids[some], self.positions[some])
+
+    def to(self, device: torch.device) -> Addresses:
+        """The same addresses on another device."""
+        return Addresses(self.key, self.row_ids.to(device), self.positions.to(device))
+
+    def uniforms(self, draws: int) -> Tensor:
+        """float64 [N, draws] in [0, 1) with 53 random bits each; asking for more leaves the first ones as they were."""
+        blocks = torch.arange(-(-draws // 2), device=self.row_ids.device)
+        shape = (len(self.row_ids), len(blocks))
+        counter = (
+            blocks.expand(shape),
+            (self.positions & _LOW)[:, None].expand(shape),
+            (self.row_ids & _LOW)[:, None].expand(shape),
+            ((self.row_ids >> 32) & _LOW)[:, None].expand(shape),
+        )
+        a, b, c, d = philox4x32(counter, self.key)
+        pairs = torch.stack((_to_unit(a, b), _to_unit(c, d)), dim=-1)
+        return pairs.flatten(1)[:, :draws]
 
 
 def _to_unit(high: Tensor, low: Tensor) -> Tensor:

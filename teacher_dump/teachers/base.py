@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from shards.rows import Capture, Row
 
+from ..philox import Key
+
 
 class NotFiniteError(Exception):
     """The teacher's logits at one position hold NaN or +inf."""
@@ -40,8 +42,10 @@ class Teacher(Protocol):
         """What decides the captures: hashes of config and weight files, revision, dtype, backend and version."""
         ...
 
-    def score(self, rows: Sequence[Row]) -> list[Capture]:
-        """One capture a row, in order. Equal calls give equal bytes on a deterministic device.
+    def score(self, rows: Sequence[Row], key: Key) -> list[Capture]:
+        """One capture a row, in order; `key` is that of the tail draws (`philox.key_of`).
+
+        Equal calls give equal bytes on a deterministic device.
 
         Raises:
             NotFiniteError: naming row and position.

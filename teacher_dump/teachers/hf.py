@@ -11,8 +11,8 @@ The body runs first; the head only at scored positions, `chunk` at a time, so no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,12 @@ from shards.rows import Capture, Row
 
 from ..config import HFTeacher, PackagedTeacher
 from ..extraction import Extracted, ExtractionSpec, NonFiniteLogitsError, extract, to_captures
+from ..philox import Addresses, Key
 from .base import NotFiniteError
 from .hf_load import Loaded, load_model
 from .segments import Segment, group_by_length, segments_of
+
+Result = TypeVar("Result")
 
 _CHUNK = 256
 _CACHE_FRIENDLY = 1 << 21
@@ -58,43 +61,41 @@ class TransformersTeacher:
     def fingerprint(self) -> dict[str, str]:
         return self._loaded.fingerprint
 
-    def score(self, rows: Sequence[Row]) -> list[Capture]:
-        while True:
-            try:
-                with torch.inference_mode():
-                    return self._score(rows)
-            except torch.OutOfMemoryError:
-                pass  # shrink outside: here the failed pass still holds its tensors
-            self._shrink()
+    def score(self, rows: Sequence[Row], key: Key) -> list[Capture]:
+        return self._with_less_if_need_be(lambda: self._score(rows, key))
 
     def logprobs(self, row: Row, positions: NDArray[np.int64]) -> NDArray[Any]:
         scored = np.zeros_like(row.scored)
         scored[positions] = True
-        with torch.inference_mode():
-            features = self._features([dataclasses.replace(row, scored=scored)])
-            parts = [
-                self._logits(part)[:, : self.vocab_size].float().log_softmax(-1) for part in features.split(self._chunk)
-            ]
-        return torch.cat(parts).cpu().numpy()
+        chosen = dataclasses.replace(row, scored=scored)
+        return self._with_less_if_need_be(lambda: self._logprobs(chosen))
 
-    def _score(self, rows: Sequence[Row]) -> list[Capture]:
+    def _score(self, rows: Sequence[Row], key: Key) -> list[Capture]:
         counts = [row.num_scored for row in rows]
         labels = torch.from_numpy(np.concatenate([row.labels() for row in rows]).astype(np.int64))
-        positions = torch.from_numpy(np.concatenate([row.scored_positions() for row in rows]))
-        row_ids = torch.repeat_interleave(torch.tensor([row.row_id for row in rows]), torch.tensor(counts))
+        addresses = Addresses(
+            key,
+            torch.repeat_interleave(torch.tensor([row.row_id for row in rows]), torch.tensor(counts)),
+            torch.from_numpy(np.concatenate([row.scored_positions() for row in rows])),
+        )
         parts: list[Extracted] = []
         first = 0
         for features in self._features(rows).split(self._chunk):  # at least one chunk, which may be empty
             for logits in self._logits(features).split(self._at_once(features.device)):
                 here = slice(first, first + len(logits))
-                label, row_id, position = (t[here].to(logits.device) for t in (labels, row_ids, positions))
                 try:
-                    parts.append(extract(logits, label, row_id, position, self._spec))
+                    device = logits.device
+                    parts.append(extract(logits, labels[here].to(device), addresses[here].to(device), self._spec))
                 except NonFiniteLogitsError as e:
                     bad = first + e.index
-                    raise NotFiniteError(int(row_ids[bad]), int(positions[bad])) from None
+                    raise NotFiniteError(int(addresses.row_ids[bad]), int(addresses.positions[bad])) from None
                 first += len(logits)
         return to_captures(parts, counts)
+
+    def _logprobs(self, row: Row) -> NDArray[Any]:
+        chunks = self._features([row]).split(self._chunk)
+        parts = [self._logits(chunk)[:, : self.vocab_size].float().log_softmax(-1).cpu() for chunk in chunks]
+        return torch.cat(parts).numpy()
 
     def _features(self, rows: Sequence[Row]) -> Tensor:
         """[n, F] what the head takes at every scored position, in row order."""
@@ -119,6 +120,15 @@ class TransformersTeacher:
         if len(features) == 0:
             return torch.empty((0, self.vocab_rows))
         return self._loaded.head(features)
+
+    def _with_less_if_need_be(self, run: Callable[[], Result]) -> Result:
+        while True:
+            try:
+                with torch.inference_mode():
+                    return run()
+            except torch.OutOfMemoryError:
+                pass  # shrink outside: here the failed pass still holds its tensors
+            self._shrink()
 
     def _shrink(self) -> None:
         """After the GPU ran out of memory: half as much at once from now on, said aloud."""

@@ -13,18 +13,20 @@ import torch
 from shards.errors import UserError
 from teacher_dump.config import DumpConfig, TailDraws, TailPerMass
 from teacher_dump.extraction import Extracted, ExtractionSpec, NonFiniteLogitsError, extract, to_captures
+from teacher_dump.philox import Addresses, key_of
 
 VOCAB, ROWS = 700, 768  # three blocks of sums, 68 dead rows
 
 
 def spec_of(vocab: int = VOCAB, **settings: object) -> ExtractionSpec:
-    return ExtractionSpec.of(DumpConfig(**settings), vocab, "corpus")  # type: ignore[arg-type]
+    return ExtractionSpec.of(DumpConfig(**settings), vocab)  # type: ignore[arg-type]
 
 
 def run(logits: torch.Tensor, labels: list[int], spec: ExtractionSpec, first: int = 0) -> Extracted:
     N = len(logits)
-    addresses = torch.arange(first, first + N)
-    return extract(logits, torch.tensor(labels), addresses // 5, addresses % 5, spec)
+    places = torch.arange(first, first + N)
+    addresses = Addresses(key_of("corpus", 0), places // 5, places % 5)
+    return extract(logits, torch.tensor(labels, dtype=torch.int64), addresses, spec)
 
 
 def probabilities(logits: torch.Tensor, temperature: float = 1.0, vocab: int = VOCAB) -> np.ndarray:

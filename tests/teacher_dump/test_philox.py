@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from teacher_dump.philox import key_of, philox4x32, uniforms
+from teacher_dump.philox import Addresses, key_of, philox4x32
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, answer.
 KNOWN_ANSWERS = [
@@ -29,8 +29,9 @@ def test_the_published_vectors_come_out(counter: str, key: str, answer: str) -> 
 def test_a_number_depends_on_its_address_alone() -> None:
     key = key_of("corpus", 3)
     rows, positions = torch.tensor([7, 2**40 + 1, 7]), torch.tensor([0, 5, 9])
-    together = uniforms(key, rows, positions, 9)
-    alone = torch.cat([uniforms(key, rows[i : i + 1], positions[i : i + 1], 4) for i in (2, 0, 1)])
+    addresses = Addresses(key, rows, positions)
+    together = addresses.uniforms(9)
+    alone = torch.cat([addresses[i : i + 1].uniforms(4) for i in (2, 0, 1)])
     assert torch.equal(together[[2, 0, 1], :4], alone)
     assert together.unique().numel() == 27
 
@@ -40,7 +41,7 @@ def test_another_seed_or_corpus_is_another_key() -> None:
 
 
 def test_uniforms_fill_the_unit_interval_evenly() -> None:
-    u = uniforms(key_of("corpus", 0), torch.arange(1000), torch.zeros(1000, dtype=torch.int64), 100)
+    u = Addresses(key_of("corpus", 0), torch.arange(1000), torch.zeros(1000, dtype=torch.int64)).uniforms(100)
     assert u.dtype == torch.float64
     assert 0.0 <= float(u.min()) < 1e-3
     assert 1.0 - 1e-3 < float(u.max()) < 1.0

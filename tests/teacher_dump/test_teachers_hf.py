@@ -17,12 +17,14 @@ from shards.job import silent
 from shards.rows import Capture, Row
 from teacher_dump.config import DumpConfig, HFTeacher, TailDraws
 from teacher_dump.extraction import ExtractionSpec
+from teacher_dump.philox import key_of
 from teacher_dump.teachers import build
 from teacher_dump.teachers.base import NotFiniteError
 from teacher_dump.teachers.hf import TransformersTeacher
 from tests.tiny_teacher import make_tiny_teacher
 
 VOCAB = 384
+KEY = key_of("corpus", 0)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3-tied"])
@@ -33,7 +35,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def load(folder: Path, events: list[Any] | None = None, **dump: Any) -> TransformersTeacher:
     settings = {"head_size": 6, "tail": TailDraws(draws=4), "tail_logprobs": True} | dump
-    spec = ExtractionSpec.of(DumpConfig(**settings), VOCAB, "corpus")
+    spec = ExtractionSpec.of(DumpConfig(**settings), VOCAB)
     emit = events.append if events is not None else silent
     teacher = build(HFTeacher(model=str(folder)), spec, batch_tokens=64, emit=emit)
     assert isinstance(teacher, TransformersTeacher)
@@ -72,7 +74,7 @@ def same(a: Capture, b: Capture) -> bool:
 def test_every_scored_position_agrees_with_the_whole_model_on_its_segment_alone(folder: Path, rows: list[Row]) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     teacher = load(folder)
-    for row, capture in zip(rows, teacher.score(rows), strict=True):
+    for row, capture in zip(rows, teacher.score(rows, KEY), strict=True):
         assert capture.num_positions == row.num_scored
         heads = np.split(capture.head_ids, np.cumsum(capture.head_lengths)[:-1]) if row.num_scored else []
         for n, position in enumerate(row.scored_positions()):
@@ -94,10 +96,10 @@ def test_every_scored_position_agrees_with_the_whole_model_on_its_segment_alone(
 
 def test_another_segment_s_tokens_change_nothing(folder: Path, rows: list[Row]) -> None:
     teacher = load(folder)
-    before = teacher.score(rows)[1]
+    before = teacher.score(rows, KEY)[1]
     tokens = rows[1].input_ids.copy()
     tokens[:17] = (tokens[:17] + 91) % VOCAB
-    after = teacher.score([rows[0], dataclasses.replace(rows[1], input_ids=tokens), *rows[2:]])[1]
+    after = teacher.score([rows[0], dataclasses.replace(rows[1], input_ids=tokens), *rows[2:]], KEY)[1]
     first = int(rows[1].scored[:17].sum())
     assert first > 3
     np.testing.assert_array_equal(after.label_logprob[first:], before.label_logprob[first:])
@@ -107,12 +109,12 @@ def test_another_segment_s_tokens_change_nothing(folder: Path, rows: list[Row]) 
 
 def test_scoring_again_gives_the_same_bytes(folder: Path, rows: list[Row]) -> None:
     teacher = load(folder)
-    assert all(same(a, b) for a, b in zip(teacher.score(rows), teacher.score(rows), strict=True))
+    assert all(same(a, b) for a, b in zip(teacher.score(rows, KEY), teacher.score(rows, KEY), strict=True))
 
 
 def test_the_batch_decides_no_more_than_the_last_bits(folder: Path, rows: list[Row]) -> None:
     teacher = load(folder)
-    for alone, together in zip((teacher.score([row])[0] for row in rows), teacher.score(rows), strict=True):
+    for alone, together in zip((teacher.score([row], KEY)[0] for row in rows), teacher.score(rows, KEY), strict=True):
         np.testing.assert_array_equal(alone.head_ids, together.head_ids)
         np.testing.assert_array_equal(alone.tail_ids, together.tail_ids)
         np.testing.assert_allclose(alone.head_logprobs, together.head_logprobs, atol=1e-4)
@@ -121,7 +123,7 @@ def test_the_batch_decides_no_more_than_the_last_bits(folder: Path, rows: list[R
 def test_full_distributions_agree_with_the_captures(folder: Path, rows: list[Row]) -> None:
     teacher = load(folder)
     row = rows[1]
-    capture = teacher.score([row])[0]
+    capture = teacher.score([row], KEY)[0]
     positions = row.scored_positions()
     logprobs = teacher.logprobs(row, positions)
     assert logprobs.shape == (len(positions), VOCAB)
@@ -153,7 +155,7 @@ def test_nan_names_row_and_position(folder: Path, rows: list[Row], monkeypatch: 
 
     monkeypatch.setattr(teacher, "_loaded", dataclasses.replace(teacher._loaded, head=poisoned))
     with pytest.raises(NotFiniteError) as caught:
-        teacher.score(rows)
+        teacher.score(rows, KEY)
     assert (caught.value.row_id, caught.value.position) == (1, rows[1].scored_positions()[2])
 
 
@@ -162,7 +164,7 @@ def test_out_of_memory_goes_on_with_less_and_says_so(
 ) -> None:
     events: list[Any] = []
     teacher = load(folder, events)
-    wanted = teacher.score(rows)
+    wanted = teacher.score(rows, KEY)
     body = teacher._loaded.body
 
     def small_card(ids: torch.Tensor) -> torch.Tensor:
@@ -171,7 +173,7 @@ def test_out_of_memory_goes_on_with_less_and_says_so(
         return body(ids)
 
     monkeypatch.setattr(teacher, "_loaded", dataclasses.replace(teacher._loaded, body=small_card))
-    for a, b in zip(teacher.score(rows), wanted, strict=True):
+    for a, b in zip(teacher.score(rows, KEY), wanted, strict=True):
         np.testing.assert_array_equal(a.head_ids, b.head_ids)
     warnings = [event["text"] for event in events if event["event"] == "warning"]
     assert len(warnings) == 1
@@ -188,11 +190,11 @@ def test_a_card_that_holds_nothing_is_the_users_to_mend(
 
     monkeypatch.setattr(teacher, "_loaded", dataclasses.replace(teacher._loaded, body=no_card))
     with pytest.raises(UserError, match="single segment at a time"):
-        teacher.score(rows)
+        teacher.score(rows, KEY)
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(folder: Path) -> None:
-    spec = ExtractionSpec.of(DumpConfig(), 5000, "corpus")
+    spec = ExtractionSpec.of(DumpConfig(), 5000)
     with pytest.raises(UserError, match="has 400 vocabulary rows, the corpus' tokenizer 5000 tokens"):
         build(HFTeacher(model=str(folder)), spec, batch_tokens=64, emit=silent)
 
@@ -256,10 +258,10 @@ def test_families_that_change_logits_after_the_head_are_followed(
 def test_a_family_we_do_not_know_falls_back_to_whole_logits(
     folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = load(folder).score(rows)
+    wanted = load(folder).score(rows, KEY)
     monkeypatch.setattr("teacher_dump.teachers.hf_load._head", lambda _model: lambda hidden: hidden @ hidden.T)
     events: list[Any] = []
     teacher = load(folder, events)
-    for a, b in zip(teacher.score(rows), wanted, strict=True):
+    for a, b in zip(teacher.score(rows, KEY), wanted, strict=True):
         np.testing.assert_array_equal(a.head_ids, b.head_ids)
     assert ["whole logits" in event["text"] for event in events if event["event"] == "note"] == [True]
