@@ -47,7 +47,7 @@ def solve_command(
         decay, slope = c / denominator, drive.slope(activation)
         if mask is not None:
             decay, slope = decay * mask, slope * mask
-    h_new = _Adjoint.apply(h_new, decay, denominator.detach(), slope, drive.matrix.detach(), drive.source, sweeps)
+    h_new = adjoint(h_new, decay, denominator.detach(), slope, drive.matrix.detach(), drive.source, sweeps)
     return h_new, residual
 
 
@@ -95,3 +95,6 @@ class _Adjoint(torch.autograd.Function):
             earlier = torch.cat([off[:, 1:], torch.zeros_like(off[:, :1])], dim=1)
             costate = reversed_scan(decay, g + earlier)
         return costate, None, None, None, None, None, None
+
+
+adjoint = _Adjoint.apply
