@@ -17,7 +17,6 @@ from shards.job import die_with_parent, guarded, print_event
 
 from .config import Job, PrepareJob
 
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 

