@@ -64,12 +64,14 @@ def _said(capture: Capture, decode: Decode | None) -> list[dict[str, Any]]:
         text = {} if decode is None else {"text": decode([token_id])}
         return {"id": token_id, key: value} | text
 
-    heads, tails = np.cumsum(capture.head_lengths[:-1]), np.cumsum(capture.tail_lengths[:-1])
-    columns = (
+    heads, tails = np.cumsum(capture.head_lengths), np.cumsum(capture.tail_lengths)
+    cut = zip(
+        range(capture.num_positions),
         np.split(capture.head_ids, heads),
         np.split(capture.head_logprobs, heads),
         np.split(capture.tail_ids, tails),
         np.split(capture.tail_counts, tails),
+        strict=False,  # a cut after the last entry leaves one empty piece
     )
     return [
         {
@@ -80,6 +82,5 @@ def _said(capture: Capture, decode: Decode | None) -> list[dict[str, Any]]:
             "head": [entry(i, "logprob", p) for i, p in zip(head_ids.tolist(), logprobs.tolist(), strict=True)],
             "tail": [entry(i, "count", c) for i, c in zip(tail_ids.tolist(), counts.tolist(), strict=True)],
         }
-        for n, (head_ids, logprobs, tail_ids, counts) in enumerate(zip(*columns, strict=False))
-        if n < capture.num_positions
+        for n, head_ids, logprobs, tail_ids, counts in cut
     ]

@@ -53,7 +53,7 @@ class Entries:
 
     def sum(self, values: Array) -> NDArray[np.float64]:
         """[N] sums of [entries] values."""
-        return np.bincount(self.owner, weights=values.astype(np.float64), minlength=len(self.lengths))
+        return np.bincount(self.owner, values.astype(np.float64), len(self.lengths)).astype(np.float64)
 
     def any(self, flags: Array) -> NDArray[np.bool_]:
         """[N] whether any entry is flagged."""
