@@ -63,9 +63,10 @@ class CorpusTokenizer:
 
         self.hf = hf
         self.name = name
-        self._spec: dict[str, Any] = json.loads(hf.backend_tokenizer.to_str())
-        self._spec |= {"truncation": None, "padding": None}  # left over from calls; no part of the tokenizer
-        self._exact = Tokenizer.from_str(json.dumps(self._spec))
+        self._exact = hf.backend_tokenizer
+        self._exact.no_truncation()  # settings left over from calls; no part of the tokenizer
+        self._exact.no_padding()
+        self._spec: dict[str, Any] = json.loads(self._exact.to_str())
         added = [t | {"special": t["special"] or t["content"] in self.control} for t in self._spec["added_tokens"]]
         self._plain = Tokenizer.from_str(json.dumps(self._spec | {"added_tokens": added}))
         self._plain.encode_special_tokens = True
