@@ -1,4 +1,4 @@
-"""Finds what may be deleted without losing a current result: user caches, stage folders set aside. Deletes on request."""
+"""What may be deleted without losing a current result: user caches, stage folders set aside. Deletes on request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import folder_lock
-from teacher_dump.packaged import cache_root
+
+from .cache import cache_root
 
 _ASIDE = re.compile(r"(corpus|shards|train|eval|export|report)\.[0-9a-f]{8}")
 

@@ -100,7 +100,8 @@ def _plain(details: Any) -> str:
         context = details["ctx"]
         text = f"unknown kind {context['tag']!r}; choose one of {context['expected_tags']}"
     elif details["type"] == _NO_TAG:
-        text = "needs a 'kind'"
+        kinds = [m.model_fields["kind"].default for m in models_at(details["loc"])]
+        text = f"needs a 'kind', one of {', '.join(kinds)}"
     text = re.sub(r"valid dictionary or instance of \w+", "mapping", text).replace("valid tuple", "list, as in [a, b]")
     return text[:1].lower() + text[1:]
 

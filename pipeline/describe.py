@@ -1,4 +1,4 @@
-"""A dataset in words and numbers: header, counts, the first rows with the teacher's head. Reads no more than it shows."""
+"""A dataset in words and numbers: header, counts, the first rows with the teacher's head. Reads only what it shows."""
 
 from __future__ import annotations
 

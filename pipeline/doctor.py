@@ -1,4 +1,4 @@
-"""What this machine has, what is missing, and the command that mends it. Metadata only: no tensor library is imported."""
+"""What this machine has, what is missing, and the command that mends it. Reads metadata: imports no tensor library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from teacher_dump.packaged import cache_root
-
+from .cache import cache_root
 from .clean import human
 from .names import DISTRIBUTION, TREE, foreign_names, shared_names
 

@@ -15,7 +15,8 @@ from typing import Any
 from shards.errors import UserError
 from shards.files import sha256_file, write_json
 from teacher_dump.config import HFTeacher, Teacher
-from teacher_dump.packaged import cache_root
+
+from .cache import cache_root
 
 _REMEMBER_BYTES = 32 << 20
 

@@ -80,7 +80,7 @@ def _curves(f: Figures, named: bool) -> str:
     keys = [k for k, v in f.metrics[-1].items() if k != "step" and isinstance(v, int | float)]
     losses = [k for k in keys if k == "loss" or k.startswith("loss_") or k in ("hybrid", "forward_kl", "cross_entropy")]
     charts = [line_chart([_series(f, k) for k in losses], "step", "loss and its parts")]
-    shown = {"learning_rate": "learning rate", "tokens_per_second": "tokens per second", "grad_norm": "gradient norm"}
+    shown = {"lr": "learning rate", "tokens_per_s": "tokens per second", "grad_norm": "gradient norm"}
     charts += [line_chart([_series(f, k)], "step", title) for k, title in shown.items() if k in keys]
     heading = f"Training of {f.name}" if named else "Training"
     return f"<h2>{html.escape(heading)}</h2><div class=charts>{''.join(charts)}</div>"
