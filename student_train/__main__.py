@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
 from shards.errors import UserError
-from shards.job import Emit, die_with_parent, guarded, print_event, silent
+from shards.job import EXIT_USER, Emit, die_with_parent, guarded, print_event, silent
 
 from .config import EvalJob, ExportJob, GenerateJob, Job, TrainJob
 
@@ -58,13 +59,26 @@ def run_job(job: Job, emit: Emit) -> None:
 
 
 def main() -> int:
+    """Exit code of this process."""
     die_with_parent()
     emit = print_event if os.environ.get("RANK", "0") == "0" else silent
     if len(sys.argv) != 2:
         emit({"event": "error", "kind": "user", "text": USAGE})
-        return 2
-    return guarded(lambda: run_job(read_job(Path(sys.argv[1])), emit), emit)
+        return EXIT_USER
+    try:
+        return guarded(lambda: run_job(read_job(Path(sys.argv[1])), emit), emit)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: everything is written, and native threads (gloo, Arrow) now and then abort in Python's teardown,
+    which torchrun would report as a failed rank.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

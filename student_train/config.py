@@ -35,7 +35,7 @@ class CellConfig(Strict):
     """Output neurons; default U // 4."""
     wiring: WiringConfig = WiringConfig()
     synapses: Literal["per_source", "per_edge"] = "per_source"
-    """`per_source`: (mu, sigma) tied per source neuron, so a synapse is sigmoid + masked matmul; `per_edge`: as in ncps."""
+    """`per_source`: (mu, sigma) tied per source neuron, so a synapse is sigmoid + masked matmul; `per_edge`: ncps."""
     unfolds: int = Field(1, ge=1, le=12)
     """K: fused semi-implicit sub-steps a token."""
     sweeps: int = Field(8, ge=1, le=64)

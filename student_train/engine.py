@@ -165,6 +165,13 @@ def start_engine(module: nn.Module, groups: list[dict[str, Any]], config: dict[s
     return engine
 
 
+def held_here(engine: Any) -> int:
+    """Parameter elements that lie on this rank between steps: under stage 3 its partition, else all."""
+    return sum(
+        max(p.numel(), p.ds_tensor.numel() if hasattr(p, "ds_tensor") else 0) for p in engine.module.parameters()
+    )
+
+
 def full_parameter(parameter: nn.Parameter) -> torch.Tensor:
     """The whole float32 parameter on the CPU, from its master copy; every rank must call it (collective)."""
     from deepspeed import zero

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shards import Dataset, steps_per_epoch
+from shards import Dataset, open_dataset, steps_per_epoch
 from shards.errors import UserError
 from shards.files import write_json
 from shards.job import Emit
@@ -32,6 +32,7 @@ from .engine import (
     accumulation_steps,
     deepspeed_config,
     full_parameter,
+    held_here,
     join_ranks,
     prepare_process,
     start_engine,
@@ -81,9 +82,12 @@ def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
 
 def _train(job: TrainJob, emit: Emit) -> dict[str, Any]:
     train, root = job.train, job.output / "checkpoints"
-    data, val = open_captures(job.shards, "train"), open_captures(job.shards, "val")
+    data = open_captures(job.shards, "train")
     header = data.header
-    check_same_teacher(header, val.header, job.shards / "val")
+    datasets = {"train": data}
+    if (job.shards / "val").exists():
+        datasets["val"] = open_dataset(job.shards / "val")
+        check_same_teacher(header, datasets["val"].header, job.shards / "val")
     accumulation = accumulation_steps(train, world())
     config = deepspeed_config(train, accumulation=accumulation, bfloat16=uses_bfloat16(train))
     tag = checkpoint.find(root, digest=job.digest)
@@ -96,9 +100,12 @@ def _train(job: TrainJob, emit: Emit) -> dict[str, Any]:
     module = DistillModule(student, train.loss, header.vocab_size)
     decayed = [f"student.{name}" for name in student.decay_groups()[0]]
     engine = start_engine(module, parameter_groups(module, decayed, train.optimizer), config)
+    held = held_here(engine)
+    text = f"{parameters:,} parameters; rank 0 of {world()} holds {held:,} (ZeRO-{train.zero_stage})"
+    emit({"event": "note", "text": text})
     on_rank_0(lambda: write_json(job.output / "deepspeed.json", config))
     if tag is None:
-        facts = provenance({"train": data, "val": val}, job.digest, world())
+        facts = provenance(datasets, job.digest, world())
         on_rank_0(lambda: write_json(job.output / "provenance.json", facts))
     cursor = Cursor() if tag is None else checkpoint.load(engine, root, tag)
     if tag is not None:

@@ -35,6 +35,10 @@ class Targets:
         """The same targets on `device`."""
         return Targets(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
+    def part(self, positions: slice) -> Targets:
+        """Some of the N positions."""
+        return Targets(**{f.name: getattr(self, f.name)[positions] for f in fields(self)})
+
 
 def ragged_columns(lengths: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of every item of a position-major flat list: item j of position n goes to (n, offset[n] + j)."""
