@@ -25,7 +25,7 @@ from .config import DumpConfig, TailDraws, TailPerMass
 from .philox import Addresses
 
 _BLOCK = 256
-_DRAWS_AT_ONCE = 64
+_DRAWS_AT_ONCE = 16_384
 _FLOOR = -1e30
 """Stands for -inf among logits minus their maximum: exp is 0 all the same, and 0 times it is not NaN."""
 
@@ -248,30 +248,30 @@ def _draw_tail(
             wanted = (rest * per_mass).ceil().long()
     wanted = wanted.masked_fill(rest <= 0, 0)
     most = int(wanted.max()) if wanted.numel() else 0
-    u = addresses.uniforms(most)
-    slices = [_invert(outside, sums, part) for part in u.split(_DRAWS_AT_ONCE, dim=1)] if most else []
-    ids = torch.cat(slices, dim=1) if slices else wanted.new_zeros((len(rest), 0))
-    valid = torch.arange(most, device=ids.device) < wanted[:, None]
-    ids = ids.masked_fill(~valid, spec.vocab_size).sort(dim=1).values  # the spare ones gather at the end
-    first = valid.clone()
-    first[:, 1:] &= ids[:, 1:] != ids[:, :-1]
-    starts = first[valid].nonzero()[:, 0]
-    counts = torch.diff(starts, append=starts.new_tensor([int(wanted.sum())]))
-    return ids[first], counts, first.sum(dim=1)
-
-
-def _invert(outside: Tensor, sums: Tensor, u: Tensor) -> Tensor:
-    """Ids [N, M] at which the cumulative sum over ids first exceeds u [N, M] of the whole; never one of weight 0."""
     upto = sums.cumsum(dim=1)
-    target = _strictly_below(u * upto[:, -1:], upto[:, -1:])
-    block = torch.searchsorted(upto, target, right=True).clamp_(max=sums.shape[1] - 1)  # all zero: the caller drops it
-    before = torch.where(block > 0, upto.gather(1, (block - 1).clamp(min=0)), 0.0)
-    share = (target - before) / (upto.gather(1, block) - before)
-    tiles = outside.view(len(outside), sums.shape[1], _BLOCK)
-    rows = torch.arange(len(outside), device=outside.device)[:, None]
-    inner = tiles[rows, block].double().cumsum(dim=2)  # [N, M, 256]
-    level = _strictly_below(share[..., None] * inner[..., -1:], inner[..., -1:])
-    return block * _BLOCK + torch.searchsorted(inner, level, right=True)[..., 0]
+    target = _strictly_below(addresses.uniforms(most) * upto[:, -1:], upto[:, -1:])  # [N, most]
+    block = torch.searchsorted(upto, target, right=True)
+    owner, draw = (torch.arange(most, device=rest.device) < wanted[:, None]).nonzero(as_tuple=True)
+    target, block = target[owner, draw], block[owner, draw]
+    parts = zip(*(t.split(_DRAWS_AT_ONCE) for t in (owner, block, target)), strict=True)
+    ids = torch.cat([_invert(outside, upto, *part) for part in parts])
+    drawn, counts = torch.unique(owner * spec.vocab_size + ids, return_counts=True)  # sorted
+    lengths = torch.bincount(drawn // spec.vocab_size, minlength=len(rest))
+    return drawn % spec.vocab_size, counts, lengths
+
+
+def _invert(outside: Tensor, upto: Tensor, owner: Tensor, block: Tensor, target: Tensor) -> Tensor:
+    """Ids [D] at which the cumulative sum over ids first exceeds `target` [D]; never one of weight 0.
+
+    `owner` [D] says at which of the N positions, `block` [D] in which block; `upto` [N, blocks] are the blocks' sums,
+    cumulated. Inside a block the target is rescaled, so that roundings of the two levels cannot disagree.
+    """
+    before = torch.where(block > 0, upto[owner, (block - 1).clamp(min=0)], 0.0)
+    share = (target - before) / (upto[owner, block] - before)
+    tiles = outside.view(len(outside), upto.shape[1], _BLOCK)
+    inner = tiles[owner, block].double().cumsum(dim=1)  # [D, 256]
+    level = _strictly_below(share[:, None] * inner[:, -1:], inner[:, -1:])
+    return block * _BLOCK + torch.searchsorted(inner, level, right=True)[:, 0]
 
 
 def _strictly_below(value: Tensor, bound: Tensor) -> Tensor:
