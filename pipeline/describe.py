@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from shards import Row, open_dataset
 
-Decode = Callable[[int], str]
+Decode = Callable[[Sequence[int]], str]
+"""Token ids -> text."""
 
 
 def describe(folder: Path, num_rows: int, num_positions: int) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def show(description: dict[str, Any]) -> Iterator[str]:
 
 
 def decoder_beside(folder: Path) -> Decode:
-    """Token id -> text, by the tokenizer.json that prepare or dump left beside the dataset; else the bare id."""
+    """Token ids -> text, by the tokenizer.json that prepare or dump left beside the dataset; else the bare id."""
     for place in (folder / "tokenizer", folder.parent / "tokenizer", folder.parent / "teacher" / "tokenizer"):
         if (place / "tokenizer.json").exists():
             try:
@@ -67,8 +68,8 @@ def decoder_beside(folder: Path) -> Decode:
             except ImportError:
                 break
             tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
-            return lambda token: tokenizer.decode([token], skip_special_tokens=False)
-    return lambda token: f"#{token}"
+            return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
+    return lambda ids: " ".join(f"#{i}" for i in ids)
 
 
 def _row(row: Row, num_positions: int, decode: Decode) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _row(row: Row, num_positions: int, decode: Decode) -> dict[str, Any]:
         "tokens": row.num_tokens,
         "segments": len(row.segment_starts),
         "source": row.source,
-        "text": repr("".join(decode(int(token)) for token in row.input_ids[:48]))[1:-1],
+        "text": repr(decode(row.input_ids[:48].tolist()))[1:-1],
         "positions": list(_positions(row, num_positions, decode)),
     }
 
@@ -94,15 +95,16 @@ def _positions(row: Row, num_positions: int, decode: Decode) -> Iterator[dict[st
         probabilities = np.exp(capture.head_logprobs[head])
         yield {
             "position": int(i),
-            "token": decode(int(row.input_ids[i])),
-            "label": decode(int(labels[j])),
+            "token": decode([int(row.input_ids[i])]),
+            "label": decode([int(labels[j])]),
             "label_probability": float(np.exp(capture.label_logprob[j])),
             "label_rank": int(capture.label_rank[j]),
             "entropy": float(capture.entropy[j]),
-            "head": [[decode(int(t)), float(p)] for t, p in zip(capture.head_ids[head], probabilities, strict=True)],
+            "head": [[decode([int(t)]), float(p)] for t, p in zip(capture.head_ids[head], probabilities, strict=True)],
             "rest_mass": [float(m) for m in capture.rest_mass[j]],
             "tail": [
-                [decode(int(t)), int(c)] for t, c in zip(capture.tail_ids[tail], capture.tail_counts[tail], strict=True)
+                [decode([int(t)]), int(c)]
+                for t, c in zip(capture.tail_ids[tail], capture.tail_counts[tail], strict=True)
             ],
         }
 

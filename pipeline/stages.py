@@ -48,11 +48,16 @@ class Stage:
 
     @property
     def job_file(self) -> Path:
-        return self.folder.parent / "jobs" / f"{self.folder.name}.json"
+        return self.folder.parent / "jobs" / f"{self._stem}.json"
 
     @property
     def log(self) -> Path:
-        return self.folder.parent / "logs" / f"{self.folder.name}.log"
+        return self.folder.parent / "logs" / f"{self._stem}.log"
+
+    @property
+    def _stem(self) -> str:
+        """The stage's name inside a run; a folder of the user's choice gives its own, for others may lie beside it."""
+        return self.name if self.folder.name in ("corpus", "shards", self.name) else self.folder.name
 
     def is_done(self) -> bool:
         marker = read_marker(self.folder)

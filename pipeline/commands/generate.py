@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,11 +54,12 @@ def generate(  # noqa: PLR0913 (every flag is a parameter)
     )
     model = find_student(root, run, student)
     job = GenerateJob(generate=sampling, model=model.absolute(), prompt=_prompt(text, file), chat=chat)
-    result = _run(job)
     if as_json:
+        result = _run(job, lambda _: None)
         typer.echo(json.dumps({"student": str(model), **result}, ensure_ascii=False, indent=1))
     else:
-        typer.echo(("" if chat else job.prompt) + str(result["text"]))
+        _run(job, _write_on, "" if chat else job.prompt)
+        typer.echo()
 
 
 def find_student(root: Path, run: str | None, student: Path | None) -> Path:
@@ -99,16 +101,26 @@ def _prompt(text: str | None, file: Path | None) -> str:
         raise UserError(f"{file}: not readable as UTF-8 text ({e}); name a text file") from None
 
 
-def _run(job: GenerateJob) -> dict[str, Any]:
-    """Run the job as a process; its one `result` event."""
+def _write_on(piece: str) -> None:
+    typer.echo(piece, nl=False)
+    sys.stdout.flush()
+
+
+def _run(job: GenerateJob, show: Callable[[str], None], first: str = "") -> dict[str, Any]:
+    """Run the job as a process; its one `result` event. Text goes to `show` as it comes, `first` before it."""
     results: list[dict[str, Any]] = []
     errors: list[str] = []
+    waiting = [first] if first else []  # shown with the first token: an error shall not stand behind half a line
 
     def on_event(event: Mapping[str, Any]) -> None:
-        if event.get("event") == "result":
-            results.append({k: v for k, v in event.items() if k != "event"})
-        elif event.get("event") == "error" and event.get("kind") == "user":
-            errors.append(str(event.get("text")))
+        match event.get("event"):
+            case "token":
+                show("".join(waiting) + str(event.get("text", "")))
+                waiting.clear()
+            case "result":
+                results.append({k: v for k, v in event.items() if k != "event"})
+            case "error" if event.get("kind") == "user":
+                errors.append(str(event.get("text")))
 
     with tempfile.TemporaryDirectory(prefix="minicodformer-") as scratch, StopSignals().caught() as stop:
         job_file, log = Path(scratch) / "generate.json", Path(scratch) / "generate.log"
