@@ -53,6 +53,7 @@ class DatasetWriter:
     def write(self, plan: ShardPlan, rows: Iterable[Row]) -> None:
         """Seal one shard with exactly the planned rows, in order. An exception leaves no shard and is passed on."""
         assert plan in self.missing(), f"{plan.file} is sealed already or not planned"
+        final = self.folder / plan.file
         temporary = self.folder / f".{plan.file}.tmp"
         try:
             counts = self._stream(temporary, plan, rows)
@@ -66,14 +67,14 @@ class DatasetWriter:
                 sha256=sha256_file(temporary),
                 dead_row_mass=counts.dead_mass_sum / max(1, counts.scored),
             )
-            publish(temporary, self.folder / plan.file)
+            publish(temporary, final)
             self._list([*self._manifest.shards, entry])
-        except OSError as error:
-            if error.filename is None:
-                error.filename = str(self.folder / plan.file)
-            raise
-        finally:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(final)
             temporary.unlink(missing_ok=True)
+            final.unlink(missing_ok=True)  # renamed, but the manifest could not be written
+            raise
 
     def close(self) -> Manifest:
         """Mark the dataset complete; every planned shard must be sealed."""

@@ -38,7 +38,7 @@ def assert_same(read, written, name: str) -> None:
         assert read == written, name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     num_rows=st.integers(0, 9),
     rows_per_shard=st.integers(1, 6),

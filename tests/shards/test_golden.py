@@ -1,0 +1,91 @@
+"""Frozen datasets of format version 1: every later version reads them to these values.
+
+`golden/values.json` holds headers and rows in plain numbers; `golden/{captures,rows}` are the datasets of them.
+When the format changes, add a new golden folder; never rewrite these.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shards import Capture, DatasetWriter, Header, Row, open_dataset, plan_shards, verify
+
+GOLDEN = Path(__file__).parent / "golden"
+VALUES: dict[str, Any] = json.loads((GOLDEN / "values.json").read_text())
+KINDS = ("captures", "rows")
+
+DTYPES = {
+    "input_ids": "i4", "segment_starts": "i4", "prompt_runs": "i4", "scored": "?", "document_ids": "i8",
+    "continued": "?", "head_lengths": "u2", "head_ids": "i4", "head_logprobs": "f4", "rest_mass": "f4",
+    "tail_lengths": "u2", "tail_ids": "i4", "tail_counts": "u2", "label_logprob": "f4", "label_rank": "u4",
+    "entropy": "f4", "tail_logprobs": "f4", "logsumexp": "f4",
+}  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and arrays as JSON values."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def row_of(values: dict[str, Any]) -> Row:
+    def typed(fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: np.array(item, DTYPES[name]) if name in DTYPES and item is not None else item
+            for name, item in fields.items()
+            if name != "capture"
+        }
+
+    arguments = typed(values)
+    arguments["prompt_runs"] = arguments["prompt_runs"].reshape(-1, 2)
+    if values["capture"] is not None:
+        capture = typed(values["capture"])
+        capture["rest_mass"] = capture["rest_mass"].reshape(-1, 2)
+        arguments["capture"] = Capture(**capture)
+    return Row(**arguments)
+
+
+def write(folder: Path, kind: str) -> None:
+    rows = [row_of(values) for values in VALUES[kind]["rows"]]
+    header = Header.from_json(VALUES[kind]["header"])
+    writer = DatasetWriter(folder, header, plan_shards(len(rows), 3), rows_per_batch=2)
+    for plan in writer.missing():
+        writer.write(plan, rows[plan.first_row : plan.first_row + plan.num_rows])
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_datasets_read_to_their_known_values(kind):
+    dataset = open_dataset(GOLDEN / kind)
+    assert dataset.header.to_json() == VALUES[kind]["header"]
+    read = [plain(asdict(row)) for row in dataset.rows()]
+    for row in read if kind == "captures" else ():
+        row["capture"]["dead_row_mass"] = 0.125  # no column; its mean is in the manifest
+    assert read == VALUES[kind]["rows"]
+
+
+def test_the_golden_manifest_has_its_known_figures():
+    manifest = open_dataset(GOLDEN / "captures").manifest
+    assert (manifest.num_tokens, manifest.num_scored, manifest.dead_row_mass) == (34, 17, 0.125)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_datasets_pass_verify(kind):
+    assert verify(GOLDEN / kind).problems == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_writing_the_golden_rows_gives_the_golden_bytes(kind, tmp_path):
+    if pa.__version__ != VALUES["pyarrow"]:
+        pytest.skip(f"byte identity holds for equal Arrow versions: {pa.__version__} here, {VALUES['pyarrow']} golden")
+    write(tmp_path, kind)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (GOLDEN / kind).iterdir()}
