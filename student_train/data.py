@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +91,7 @@ def load_step(dataset: Dataset, ours: Slice, step: int) -> StepBatch:
     )
 
 
-def prefetched(load: Callable[[int], StepBatch], first: int, stop: int) -> Iterator[StepBatch]:
+def prefetched(load: Callable[[int], StepBatch], first: int, stop: int) -> Generator[StepBatch, None, None]:
     """`load(step)` for step in [first, stop), read ahead by one thread. Errors surface at their step."""
     ready: queue.Queue[StepBatch | BaseException] = queue.Queue(PREFETCH_STEPS)
     closed = threading.Event()

@@ -34,8 +34,11 @@ def sample_positions(
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     places = _probe_places(probe) if probe is not None and len(probe.position) else _capture_places(val)
-    readable = [(r, i, entry) for r, i, entry in places if i - _segment_start(val[r], i) + 1 >= LEAST_CONTEXT] or places
-    chosen = sorted({round(k) for k in np.linspace(0, len(readable) - 1, 2 * count + 1)[1::2]})
+    readable = [(r, i, e) for r, i, e in places if i - _segment_start(val[r], i) + 1 >= LEAST_CONTEXT]
+    if len(readable) < count:
+        readable = places
+    count = min(count, len(readable))
+    chosen = [int((k + 0.5) * len(readable) / count) for k in range(count)]
     samples = []
     for r, i, entry in (readable[k] for k in chosen):
         row = val[r]
