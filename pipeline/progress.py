@@ -110,10 +110,11 @@ class _Work:
         return f"about {clock((self.total - self.done) / rate)} left"
 
     def counted(self) -> str:
-        of = f"{self.done:,.0f}/{self.total:,.0f}" if self.total else f"{self.done:,.0f}" if self.done else ""
+        done = f"{self.done:,.0f}/{self.total:,.0f}" if self.total else f"{self.done:,.0f}"
+        of = f"{done} {self.unit}".strip() if self.total or self.done else ""
         rate = self.rate()
         speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:,.2g}/s" if rate > 0 else ""
-        return "  ".join(part for part in (f"{of} {self.unit}".strip(), speed, self.left()) if part)
+        return "  ".join(part for part in (of, speed, self.left()) if part)
 
     def describe(self) -> str:
         return "; ".join(part for part in (self.counted().replace("  ", ", "), self.text) if part) or "working"
