@@ -22,6 +22,9 @@ from .manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest, save_m
 from .rows import Row
 from .schema import ShardPlan, arrow_schema
 
+BATCH_TOKENS = 8_192
+"""Large enough to compress well, small enough that reading one row at random stays cheap."""
+
 
 @dataclass
 class _Counts:
@@ -33,8 +36,13 @@ class _Counts:
 class DatasetWriter:
     """Creates or resumes the dataset in `folder`: ask `missing`, `write` each of those shards, `close`."""
 
-    def __init__(self, folder: Path, header: Header, plan: Sequence[ShardPlan], rows_per_batch: int = 64) -> None:
+    def __init__(
+        self, folder: Path, header: Header, plan: Sequence[ShardPlan], rows_per_batch: int | None = None
+    ) -> None:
         """Begin, or find out what a killed predecessor left.
+
+        `rows_per_batch`: rows of one record batch, which is what a reader decodes at once; default: as many as
+        hold `BATCH_TOKENS` tokens when they are all of `header.max_length`.
 
         Raises:
             ShardError: the folder holds a dataset with another header, plan or batch size (the field is named), or
@@ -43,7 +51,7 @@ class DatasetWriter:
         assert sum(shard.num_rows for shard in plan) == header.num_rows, "the plan does not cover the header's rows"
         self.folder = Path(folder)
         self.plan = tuple(plan)
-        self._manifest = self._begin(Manifest(header, rows_per_batch))
+        self._manifest = self._begin(Manifest(header, rows_per_batch or max(1, BATCH_TOKENS // header.max_length)))
 
     def missing(self) -> list[ShardPlan]:
         """Planned shards that are not sealed yet, in order."""
