@@ -6,7 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from .figures import Figures, Likely, figures_of
+from .figures import Figures, Likely, figures_of, standings
 from .progress import Screen
 from .run import short
 from .stages import Plan
@@ -41,15 +41,11 @@ def places(plan: Plan) -> dict[str, Path]:
 
 def figure_lines(figures: list[Figures]) -> list[str]:
     """Held-out KL and cross-entropy of every student against its untrained twin and the unigram model."""
-    rows: list[tuple[str, dict[str, float]]] = []
-    for i, f in enumerate(figures):
-        for contender, values in f.contenders.items():
-            if contender == "student" or i == 0:
-                rows.append((f.name if contender == "student" and len(figures) > 1 else contender, values))
+    rows = standings(figures)
     if not rows:
         return []
     lines = ["", "held-out text (nats; lower is better)   KL to teacher   cross-entropy"]
-    for label, values in rows:
+    for label, _, values in rows:
         kl = values.get("kl_exact", values.get("kl_estimate"))
         entropy = values.get("cross_entropy")
         cells = ["-" if value is None else f"{value:.3f}" for value in (kl, entropy)]

@@ -6,6 +6,7 @@ The one place that knows the names in those files; it computes nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from shards.files import read_json
 
 from .stages import Plan, Student
 
-CONTENDERS = ("student", "untrained", "unigram")
+BASELINES = ("untrained", "unigram", "teacher")
 COLUMNS = {
     "kl_exact": "KL to the teacher, exact (probe)",
     "kl_estimate": "KL to the teacher, estimated",
@@ -46,7 +47,7 @@ class Figures:
     name: str
     """The variant, or the run."""
     contenders: dict[str, dict[str, float]]
-    """Of CONTENDERS: figure -> value."""
+    """`student` and BASELINES: figure -> value."""
     samples: list[Sample]
     prompt: str
     generated: str
@@ -58,6 +59,16 @@ class Figures:
 def figures_of(plan: Plan) -> list[Figures]:
     """One for each student of the run, evaluated or not."""
     return [_figures(student, name or plan.config.name) for name, student in plan.students.items()]
+
+
+def standings(figures: Sequence[Figures]) -> list[tuple[str, bool, dict[str, float]]]:
+    """(label, is a student, its figures): every student, then the baselines once (variants share shards and seed)."""
+    rows = []
+    for f in figures:
+        if "student" in f.contenders:
+            rows.append((f.name if len(figures) > 1 else "student", True, f.contenders["student"]))
+    rows += [(name, False, figures[0].contenders[name]) for name in BASELINES if name in figures[0].contenders]
+    return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -78,7 +89,7 @@ def _figures(student: Student, name: str) -> Figures:
     generated = evaluation.get("generated") or {}
     return Figures(
         name=name,
-        contenders={c: _numbers(evaluation[c]) for c in CONTENDERS if c in evaluation},
+        contenders={c: _numbers(evaluation[c]) for c in ("student", *BASELINES) if c in evaluation},
         samples=[_sample(s) for s in evaluation.get("samples", [])],
         prompt=str(generated.get("prompt", "")),
         generated=str(generated.get("text", "")),

@@ -13,12 +13,12 @@ from typing import Any
 
 from shards.files import write_atomic
 
-from .figures import COLUMNS, CONTENDERS, Figures, Likely, figures_of
+from .figures import COLUMNS, Figures, Likely, figures_of, standings
 from .stages import Plan
 from .svg import Series, line_chart, number
 
 _SMOOTH_OVER = 40
-"""Curves with more steps than this also get a running mean over a twentieth of them."""
+"""Curves with more steps than this are drawn as a running mean over a twentieth of them."""
 
 
 def write_report(plan: Plan, page: Path) -> None:
@@ -51,26 +51,27 @@ def _headline(plan: Plan, figures: Sequence[Figures]) -> str:
 
 
 def _table(figures: Sequence[Figures]) -> str:
-    """Rows: every student, then its untrained twin and the unigram model. Columns: what the evaluation has."""
-    rows = []
-    for i, f in enumerate(figures):
-        for contender in CONTENDERS:
-            values = f.contenders.get(contender)
-            # Variants share shards and seed, so baselines are shown once.
-            if values and (contender == "student" or i == 0):
-                label = f.name if contender == "student" and len(figures) > 1 else contender
-                rows.append((label, contender == "student", values))
+    """Rows: students, then what they are measured against. Columns: what the evaluation has."""
+    rows = standings(figures)
     columns = [c for c in COLUMNS if any(c in values for _, _, values in rows)]
     if not rows:
         return ""
     head = "".join(f"<th>{html.escape(COLUMNS[c])}</th>" for c in columns)
     lines = [
         f'<tr class="{"ours" if ours else ""}"><th>{html.escape(label)}</th>'
-        + "".join(f"<td>{number(values[c]) if c in values else '–'}</td>" for c in columns)
+        + "".join(f"<td>{_figure(values, c)}</td>" for c in columns)
         + "</tr>"
         for label, ours, values in rows
     ]
     return f"<h2>Held-out figures</h2><div class=wide><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+
+
+def _figure(values: dict[str, float], column: str) -> str:
+    """A value, with its standard error where the evaluation gives one."""
+    if column not in values:
+        return "–"
+    error = values.get(f"{column}_error")
+    return number(values[column]) + (f" <small>± {error:.2g}</small>" if error is not None else "")
 
 
 def _curves(f: Figures, named: bool) -> str:
@@ -79,23 +80,36 @@ def _curves(f: Figures, named: bool) -> str:
         return ""
     keys = [k for k, v in f.metrics[-1].items() if k != "step" and isinstance(v, int | float)]
     losses = [k for k in keys if k == "loss" or k.startswith("loss_") or k in ("hybrid", "forward_kl", "cross_entropy")]
-    charts = [line_chart([_series(f, k) for k in losses], "step", "loss and its parts")]
+    charts = [line_chart([_series(f, k) for k in losses], "step", "loss and its parts" + _smoothed(f))]
     shown = {"lr": "learning rate", "tokens_per_s": "tokens per second", "grad_norm": "gradient norm"}
-    charts += [line_chart([_series(f, k)], "step", title) for k, title in shown.items() if k in keys]
+    charts += [
+        line_chart([_series(f, k)], "step", title + ("" if k == "lr" else _smoothed(f)))
+        for k, title in shown.items()
+        if k in keys
+    ]
     heading = f"Training of {f.name}" if named else "Training"
     return f"<h2>{html.escape(heading)}</h2><div class=charts>{''.join(charts)}</div>"
 
 
 def _series(f: Figures, key: str) -> Series:
     points = [(float(m["step"]), float(m[key])) for m in f.metrics if isinstance(m.get(key), int | float)]
-    if len(points) <= _SMOOTH_OVER:
+    width = _window(len(points))
+    if key == "lr" or width == 1:
         return key, points
-    width = max(2, len(points) // 20)
     smooth = [
         (points[i][0], sum(y for _, y in points[max(0, i - width + 1) : i + 1]) / min(i + 1, width))
         for i in range(len(points))
     ]
-    return f"{key} (mean of {width})", smooth
+    return key, smooth
+
+
+def _window(steps: int) -> int:
+    return 1 if steps <= _SMOOTH_OVER else steps // 20
+
+
+def _smoothed(f: Figures) -> str:
+    width = _window(len(f.metrics))
+    return f" (running mean of {width} steps)" if width > 1 else ""
 
 
 def _samples(f: Figures, named: bool) -> str:
@@ -144,7 +158,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .6rem; }
 h3 { font-size: .85rem; color: var(--dim); margin: .4rem 0; font-weight: 600; }
-table { border-collapse: collapse; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; } small { color: var(--dim); font-weight: 400; } .wide { overflow-x: auto; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--rule);
   font-variant-numeric: tabular-nums; }
 th { font-weight: 500; color: var(--dim); } th:first-child { text-align: left; }

@@ -25,7 +25,7 @@ def line_chart(series: Sequence[Series], x_name: str, title: str) -> str:
         return ""
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    x_ticks, y_ticks = ticks(min(xs), max(xs), about=8), ticks(min(ys), max(ys))
     x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
     y0, y1 = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
@@ -41,8 +41,8 @@ def line_chart(series: Sequence[Series], x_name: str, title: str) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
     for x in x_ticks:
         if x0 <= x <= x1:
-            parts.append(f'<text x="{px(x):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{number(x)}</text>')
-    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{html.escape(x_name)}</text>')
+            parts.append(f'<text x="{px(x):.1f}" y="{HEIGHT - 15}" text-anchor="middle">{number(x)}</text>')
+    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(x_name)}</text>')
     for i, (_, points) in enumerate(drawn):
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         shape = (
@@ -53,6 +53,8 @@ def line_chart(series: Sequence[Series], x_name: str, title: str) -> str:
         parts.append(f'{shape} class="c{i % _NUM_COLOURS}"/>')
     parts.append("</svg>")
     names = [f'<span class="key c{i % _NUM_COLOURS}">{html.escape(name)}</span>' for i, (name, _) in enumerate(drawn)]
+    if len(names) == 1:  # the title says it
+        names = []
     return f"<figure><figcaption>{html.escape(title)} {' '.join(names)}</figcaption>{''.join(parts)}</figure>"
 
 

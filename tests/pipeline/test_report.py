@@ -109,7 +109,7 @@ def test_variants_stand_side_by_side_and_baselines_once(make_config: Callable[..
     plan = plan_run(make_config(variants={"soft": {}, "hard": {"train.loss.hybrid": 0}}))
     leave_results(plan)
     lines = figure_lines(figures_of(plan))
-    assert [line.split()[0] for line in lines[2:]] == ["soft", "untrained", "unigram", "hard"]
+    assert [line.split()[0] for line in lines[2:]] == ["soft", "hard", "untrained", "unigram"]
     write_report(plan, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().count("<tr class") >= 4
 
