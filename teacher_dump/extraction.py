@@ -26,8 +26,9 @@ from .philox import Addresses
 
 _BLOCK = 256
 _DRAWS_AT_ONCE = 16_384
-_FLOOR = -1e30
-"""Stands for -inf among logits minus their maximum: exp is 0 all the same, and 0 times it is not NaN."""
+_FLOOR, _PADDING = -1e30, -2e30
+"""Stand for -inf among logits minus their maximum, in the vocabulary and beyond: exp is 0 all the same, and 0 times
+them is not NaN."""
 
 
 class NonFiniteLogitsError(Exception):
@@ -109,24 +110,19 @@ def extract(logits: Tensor, labels: Tensor, addresses: Addresses, spec: Extracti
         NonFiniteLogitsError: NaN or +inf among a position's logits.
     """
     V = spec.vocab_size
-    real = logits[:, :V].float()
-    top = real.amax(dim=-1, keepdim=True)
-    below = (real - top).clamp_(min=_FLOOR)  # [N, V], 0 at the mode
-    weights = _padded_like(below)
-    torch.exp(below, out=weights[:, :V])
+    below, top = _below_maximum(logits[:, :V])
+    weights = below.exp()
     total = _block_sums(weights).sum(dim=-1)  # [N] fp64
     bad = ~total.isfinite()
     if bad.any():
         raise NonFiniteLogitsError(int(bad.nonzero()[0, 0]))
     log_total = total.log()
-
-    work = _padded_like(below)
-    torch.mul(weights[:, :V], below, out=work[:, :V])
+    work = weights * below
     entropy = log_total - _block_sums(work).sum(dim=-1) / total
 
     head_ids, head_lengths = _choose_head(below, log_total, spec)  # [N, W] padded with V, [N]
     inside = head_ids < V
-    head_below = below.gather(1, head_ids.clamp(max=V - 1))
+    head_below = below.gather(1, head_ids)
     outside = weights.scatter_(1, head_ids, 0.0)
     outside_sums = _block_sums(outside)  # [N, blocks]
     rest = outside_sums.sum(dim=-1) / total
@@ -134,12 +130,12 @@ def extract(logits: Tensor, labels: Tensor, addresses: Addresses, spec: Extracti
 
     rests = [rest]
     for temperature in spec.temperatures[1:]:
-        torch.exp(below / temperature, out=work[:, :V])
+        torch.div(below, temperature, out=work).exp_()
         rest_sum = _block_sums(work.scatter_(1, head_ids, 0.0)).sum(dim=-1)
         head_sum = (head_below.double() / temperature).exp().masked_fill(~inside, 0.0).sum(dim=-1)
         rests.append(rest_sum / (rest_sum + head_sum))
 
-    normaliser = log_total + top[:, 0]
+    normaliser = log_total + top
     label_below = below.gather(1, labels[:, None])
     tail_logprobs = None
     if spec.tail_logprobs:
@@ -154,7 +150,7 @@ def extract(logits: Tensor, labels: Tensor, addresses: Addresses, spec: Extracti
         tail_ids=_numpy(tail_ids, np.int32),
         tail_counts=_numpy(tail_counts, np.uint16),
         label_logprob=_numpy(label_below[:, 0] - log_total, np.float32),
-        label_rank=_numpy(_ranks(below, label_below, labels), np.uint32),
+        label_rank=_numpy(_ranks(below, label_below, labels, work), np.uint32),
         entropy=_numpy(entropy.clamp(min=0.0), np.float32),
         tail_logprobs=None if tail_logprobs is None else _numpy(tail_logprobs, np.float32),
         logsumexp=_numpy(normaliser, np.float32) if spec.logsumexp else None,
@@ -191,7 +187,7 @@ def to_captures(parts: list[Extracted], counts: list[int]) -> list[Capture]:
 def _choose_head(below: Tensor, log_total: Tensor, spec: ExtractionSpec) -> tuple[Tensor, Tensor]:
     """Head ids [N, W] in the stated order, padded with `vocab_size`, and their numbers [N]."""
     K = min(spec.head_size, spec.vocab_size)
-    ids = _top_ids(below, K)
+    ids = _top_ids(below, K, spec.vocab_size)
     keep = torch.ones_like(ids, dtype=torch.bool)
     if spec.head_mass < 1.0 and K > 0:
         mass = (below.gather(1, ids) - log_total[:, None]).exp().cumsum(dim=1)
@@ -210,13 +206,12 @@ def _choose_head(below: Tensor, log_total: Tensor, spec: ExtractionSpec) -> tupl
     return ids.masked_fill(~keep, spec.vocab_size)[:, :width], lengths
 
 
-def _top_ids(below: Tensor, K: int) -> Tensor:
+def _top_ids(below: Tensor, K: int, vocab_size: int) -> Tensor:
     """The K first ids [N, K] by (value descending, id ascending), also where torch.topk breaks ties at will."""
-    V = below.shape[1]
     if K == 0:
         return below.new_zeros((len(below), 0), dtype=torch.int64)
-    values, ids = below.topk(min(K + 1, V), dim=1)
-    if K < V:
+    values, ids = _largest(below, min(K + 1, vocab_size))
+    if vocab_size > K:
         torn = (values[:, K] == values[:, K - 1]).nonzero()[:, 0]
         values, ids = values[:, :K], ids[:, :K]
         if len(torn):
@@ -228,6 +223,18 @@ def _top_ids(below: Tensor, K: int) -> Tensor:
             ids = ids.index_copy(0, torn, taken.nonzero()[:, 1].view(-1, K))
             values = below.gather(1, ids)
     return ids.gather(1, _by_value_then_id(values, ids))
+
+
+def _largest(below: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk in two stages: k values lie in at most k blocks, and those are the ones with the largest maxima."""
+    N, blocks = len(below), below.shape[1] // _BLOCK
+    if 4 * k > blocks:
+        return below.topk(k, dim=1)
+    tiles = below.view(N, blocks, _BLOCK)
+    block = tiles.amax(dim=2).topk(k, dim=1).indices  # [N, k]
+    candidates = tiles[torch.arange(N, device=below.device)[:, None], block].flatten(1)  # [N, k * 256]
+    values, place = candidates.topk(k, dim=1)
+    return values, block.gather(1, place // _BLOCK) * _BLOCK + place % _BLOCK
 
 
 def _by_value_then_id(values: Tensor, ids: Tensor) -> Tensor:
@@ -279,10 +286,11 @@ def _strictly_below(value: Tensor, bound: Tensor) -> Tensor:
     return torch.minimum(value, torch.nextafter(bound, torch.zeros_like(bound)))
 
 
-def _ranks(below: Tensor, label_below: Tensor, labels: Tensor) -> Tensor:
-    """How many ids come before the label [N]."""
-    # Comparing into floats lets the sum run four times as fast as over bools, and exactly: counts are below 2^24.
-    flags = torch.empty_like(below)
+def _ranks(below: Tensor, label_below: Tensor, labels: Tensor, flags: Tensor) -> Tensor:
+    """How many ids come before the label [N]. `flags`, shaped like `below`, is scratch.
+
+    Comparing into floats lets the sum run four times as fast as over bools, and exactly: counts are below 2^24.
+    """
     ahead = torch.gt(below, label_below, out=flags).sum(dim=1).long()
     level = torch.ge(below, label_below, out=flags).sum(dim=1).long()
     tied = (level - ahead > 1).nonzero()[:, 0]
@@ -300,12 +308,18 @@ def _dead_mass(dead: Tensor, normaliser: Tensor) -> Tensor:
     return torch.sigmoid(dead.double().logsumexp(dim=1) - normaliser)
 
 
-def _padded_like(below: Tensor) -> Tensor:
-    """Zeros beyond the vocabulary up to whole blocks, at least one: the place where padding ids point."""
-    N, V = below.shape
-    padded = below.new_empty((N, (V // _BLOCK + 1) * _BLOCK))
-    padded[:, V:] = 0.0
-    return padded
+def _below_maximum(real: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits minus their maximum, fp32 [N, blocks * 256], and the maximum [N].
+
+    Beyond the vocabulary stands `_PADDING` up to whole blocks, at least once: the place that padding ids point to.
+    """
+    N, V = real.shape
+    below = real.new_empty((N, (V // _BLOCK + 1) * _BLOCK), dtype=torch.float32)
+    below[:, :V] = real
+    below[:, V:] = _PADDING
+    top = below[:, :V].amax(dim=1, keepdim=True)
+    below[:, :V].sub_(top).clamp_(min=_FLOOR)
+    return below, top[:, 0]
 
 
 def _block_sums(padded: Tensor) -> Tensor:

@@ -290,4 +290,19 @@ def test_bf16_logits_are_taken_as_they_are(logits: torch.Tensor, labels: list[in
     rough = logits.bfloat16()
     got = run(rough, labels, spec_of(head_size=12, head_mass=1.0))
     np.testing.assert_array_equal(got.head_ids.reshape(40, 12), stated_order(rough)[:, :12])
-    assert isinstance(got, Extracted)
+    p = probabilities(rough)
+    np.testing.assert_allclose(got.entropy, -(p * np.log(np.maximum(p, 1e-300))).sum(axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.label_logprob, np.log(p[np.arange(40), labels]), rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("step", [0.0, 0.25, 1.0, 100.0])
+def test_the_head_of_a_large_vocabulary_is_found_by_blocks(step: float) -> None:
+    """20,001 ids are 79 blocks, enough for two stages; rounding to `step` makes ties inside and across blocks."""
+    vocab = 20_001
+    logits = 3.0 * torch.randn(12, vocab + 40, generator=torch.Generator().manual_seed(5))
+    if step:
+        logits = (logits / step).round() * step
+    got = run(logits, [vocab - 1] * 12, spec_of(vocab, head_size=12, head_mass=1.0))
+    order = stated_order(logits, vocab)
+    np.testing.assert_array_equal(got.head_ids.reshape(12, 12), order[:, :12])
+    np.testing.assert_array_equal(got.label_rank, [order[i].tolist().index(vocab - 1) for i in range(12)])
