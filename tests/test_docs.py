@@ -123,6 +123,14 @@ def test_every_python_snippet_compiles() -> None:
             compile(body, f"{path.name}, python snippet {number}", "exec")
 
 
+def test_what_the_readme_imports_from_this_project_exists() -> None:
+    imports = [line for body in snippets(ENGLISH, "python") for line in body.splitlines() if " import " in line]
+    of_ours = [line for line in imports if line.startswith("from student_train")]
+    assert of_ours
+    for line in of_ours:
+        exec(line, {})
+
+
 def a_capture() -> Capture:
     """Two positions: head {7, 3} with all the mass; head {9} with half of it and four draws from the rest."""
     return Capture(
@@ -165,15 +173,21 @@ def write_tiny_shards(folder: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("library", ["pyarrow", "polars"])
-def test_the_readme_opens_a_shard_without_this_project(library: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("library", "shown"),
+    [
+        ("pyarrow", ["after [11] comes 7", "head [7, 3] [0.75 0.25]", "tail [4, 5] drawn [3, 1] times"]),
+        ("polars", ["│ 11 ", "│ 0        ┆ 7        ┆ 0.75", "│ 1        ┆ 4        ┆ 3 "]),
+    ],
+)
+def test_the_readme_opens_a_shard_without_this_project(library: str, shown: list[str], tmp_path: Path) -> None:
     (body,) = [s for s in snippets(ENGLISH, "python") if f"import {library}" in s]
     assert not re.search(r"(import|from) (shards|pipeline|teacher_dump|student_train)", body)
     write_tiny_shards(tmp_path / "dumps" / "quickstart" / "shards" / "train")
     done = subprocess.run([sys.executable, "-I", "-c", body], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for value in ("11", "7", "0.75", "[4, 5]", "[3, 1]"):
-        assert value in done.stdout, f"{value} is missing in:\n{done.stdout}"
+    for text in shown:
+        assert text in done.stdout, f"{text!r} is missing in:\n{done.stdout}"
 
 
 def test_no_text_names_a_registry_host_or_a_path_of_one_machine() -> None:
