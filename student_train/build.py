@@ -18,7 +18,7 @@ def build_student(
     Args:
         log_unigram: [vocab_size], the output bias at start; None: zero.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
         student = Student(train.student, vocab_size, vocab_rows)
     with torch.no_grad():

@@ -119,7 +119,15 @@ def save(engine: Any, root: Path, cursor: Cursor, *, digest: str, keep: int) -> 
     tag = f"{PREFIX}{cursor.step:08d}{'-final' if cursor.finished else ''}"  # never over a checkpoint of the same step
     on_rank_0(lambda: shutil.rmtree(root / tag, ignore_errors=True))
     state = {"cursor": asdict(cursor), "random": _random_state()}
-    engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
+    try:
+        engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
+    except (OSError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e):
+            raise
+        raise UserError(
+            f"{root / tag}: the checkpoint could not be written ({str(e).splitlines()[0]}); free disk space and run the "
+            "same command again (it goes on from the checkpoint before)"
+        ) from None
     torch.distributed.barrier()
     on_rank_0(lambda: mark_complete(root, tag, step=cursor.step, ranks=world(), digest=digest, keep=keep))
 

@@ -64,15 +64,40 @@ def run(job: TrainJob, emit: Emit) -> None:
         emit({"event": "note", "text": f"{job.output}: already trained"})
         return
     prepare_process(job.train)
+    inputs = _check(job)
     join_ranks()
     try:
         with contextlib.ExitStack() as stack:
             claimed: list[StageFolder] = []
             on_rank_0(lambda: claimed.append(stack.enter_context(claim(job.output, "train", job.digest))))
-            summary = _train(job, emit)
+            summary = _train(job, inputs, emit)
             on_rank_0(lambda: claimed[0].finish(summary))
     finally:
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """What a run reads, found fit before anything is written."""
+
+    datasets: dict[str, Dataset]
+    accumulation: int
+    deepspeed: dict[str, Any]
+
+    @property
+    def data(self) -> Dataset:
+        return self.datasets["train"]
+
+
+def _check(job: TrainJob) -> _Inputs:
+    """Open the shards and settle the engine's JSON; the user's mistakes surface here, on every rank alike."""
+    datasets = {"train": open_captures(job.shards, "train")}
+    if (job.shards / "val").exists():
+        datasets["val"] = open_dataset(job.shards / "val")
+        check_same_teacher(datasets["train"].header, datasets["val"].header, job.shards / "val")
+    accumulation = accumulation_steps(job.train, world())
+    config = deepspeed_config(job.train, accumulation=accumulation, bfloat16=uses_bfloat16(job.train))
+    return _Inputs(datasets, accumulation, config)
 
 
 def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
@@ -80,18 +105,10 @@ def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
     return train.steps if train.steps is not None else train.epochs * steps_per_epoch(num_rows, global_batch)
 
 
-def _train(job: TrainJob, emit: Emit) -> dict[str, Any]:
-    train, root = job.train, job.output / "checkpoints"
-    data = open_captures(job.shards, "train")
+def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
+    train, root, data = job.train, job.output / "checkpoints", inputs.data
     header = data.header
-    datasets = {"train": data}
-    if (job.shards / "val").exists():
-        datasets["val"] = open_dataset(job.shards / "val")
-        check_same_teacher(header, datasets["val"].header, job.shards / "val")
-    accumulation = accumulation_steps(train, world())
-    config = deepspeed_config(train, accumulation=accumulation, bfloat16=uses_bfloat16(train))
     tag = checkpoint.find(root, digest=job.digest)
-
     bias = None
     if train.init_bias == "unigram" and tag is None:
         bias = log_unigram(label_counts(data, header.vocab_size))
@@ -99,19 +116,19 @@ def _train(job: TrainJob, emit: Emit) -> dict[str, Any]:
     parameters = sum(p.numel() for p in student.parameters())
     module = DistillModule(student, train.loss, header.vocab_size)
     decayed = [f"student.{name}" for name in student.decay_groups()[0]]
-    engine = start_engine(module, parameter_groups(module, decayed, train.optimizer), config)
+    engine = start_engine(module, parameter_groups(module, decayed, train.optimizer), inputs.deepspeed)
     held = held_here(engine)
     text = f"{parameters:,} parameters; rank 0 of {world()} holds {held:,} (ZeRO-{train.zero_stage})"
     emit({"event": "note", "text": text})
-    on_rank_0(lambda: write_json(job.output / "deepspeed.json", config))
+    on_rank_0(lambda: write_json(job.output / "deepspeed.json", inputs.deepspeed))
     if tag is None:
-        facts = provenance(datasets, job.digest, world())
+        facts = provenance(inputs.datasets, job.digest, world())
         on_rank_0(lambda: write_json(job.output / "provenance.json", facts))
     cursor = Cursor() if tag is None else checkpoint.load(engine, root, tag)
     if tag is not None:
         emit({"event": "note", "text": f"going on after step {cursor.step} ({root / tag})"})
 
-    global_batch = train.batch_size * accumulation * world()
+    global_batch = train.batch_size * inputs.accumulation * world()
     ours = Slice(train.seed, global_batch, train.batch_size, rank(), world())
     steps = total_steps(train, len(data), global_batch)
     cursor = _Trainer(job, emit, engine, data, ours, steps).run(cursor)

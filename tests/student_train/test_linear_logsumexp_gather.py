@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from student_train.kernels.linear_logsumexp_gather import chunked, dense, linear_logsumexp_gather
 
@@ -118,3 +119,25 @@ def test_no_rows_give_zero_gradients():
     (picked.sum() + logsumexp.sum()).backward()
     assert weight.grad.abs().max() == 0
     assert hidden.grad.shape == (0, D)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of any tensor that an operator returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+def test_no_tensor_of_positions_times_vocabulary_is_ever_made():
+    n, v, d = 512, 300, 4
+    hidden, weight = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=True)
+    with Largest() as largest:
+        picked, logsumexp = chunked(hidden, weight, torch.randint(0, v, (n, 3)), rows_per_chunk=8)
+        (picked.sum() + logsumexp.sum()).backward()
+    assert largest.elements == 8 * v
