@@ -125,8 +125,8 @@ def save(engine: Any, root: Path, cursor: Cursor, *, digest: str, keep: int) -> 
         if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e):
             raise
         raise UserError(
-            f"{root / tag}: the checkpoint could not be written ({str(e).splitlines()[0]}); free disk space and run the "
-            "same command again (it goes on from the checkpoint before)"
+            f"{root / tag}: the checkpoint could not be written ({str(e).splitlines()[0]}); free disk space and "
+            "run the same command again (it goes on from the checkpoint before)"
         ) from None
     torch.distributed.barrier()
     on_rank_0(lambda: mark_complete(root, tag, step=cursor.step, ranks=world(), digest=digest, keep=keep))

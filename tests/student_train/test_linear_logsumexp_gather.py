@@ -68,7 +68,7 @@ def test_gradients_agree_with_finite_differences():
 
 
 def test_values_follow_the_definition_written_with_loops():
-    hidden, weight, bias, ids, mask = problem()
+    hidden, weight, bias, ids, mask = (x.detach() for x in problem())
     picked, logsumexp = linear_logsumexp_gather(
         hidden, weight, ids, mask=mask, num_real=REAL, bias=bias, temperatures=(1.0, 2.0)
     )

@@ -45,6 +45,9 @@ TRAIN: dict[str, Any] = {
     "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
 }
 
+TOLERANCES = {"loss": 1e-6, "hybrid": 1e-6, "forward_kl": 1e-6, "cross_entropy": 1e-6, "grad_norm": 1e-4}
+"""Relative, over ten steps: the ranks add in another order, and AdamW divides near-zero gradients by their own size."""
+
 
 @dataclass
 class Run:
@@ -114,9 +117,10 @@ def test_two_ranks_give_the_losses_of_one_at_the_same_global_batch(make, straigh
     ours, law = straight.lines(), one.lines()
     assert len({line["scored"] for line in ours}) > 3, "the batches should have unequal numbers of scored positions"
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    assert ours[0]["grad_norm"] == pytest.approx(law[0]["grad_norm"], rel=1e-6), "before AdamW amplifies rounding"
     for a, b in zip(ours, law, strict=True):
-        for key in ("loss", "hybrid", "forward_kl", "cross_entropy", "grad_norm"):
-            assert a[key] == pytest.approx(b[key], rel=1e-5), (a["step"], key)
+        for key, tolerance in TOLERANCES.items():
+            assert a[key] == pytest.approx(b[key], rel=tolerance), (a["step"], key)
         for key in ("step", "epoch", "lr", "scored", "tokens"):
             assert a[key] == b[key], (a["step"], key)
 
