@@ -52,17 +52,23 @@ class PrepareConfig(Strict):
     """Corpus files -> tokenised, packed rows, split into train and validation before packing."""
 
     input: tuple[Path, ...] = ()
-    """Corpus files: .jsonl, .jsonl.zst, .json, .txt, .parquet, .arrow."""
+    """Corpus files: .jsonl, .jsonl.zst, .json (a list), .txt (documents between lines of `---`), .parquet, .arrow.
+
+    A record is `{"text"}`, `{"prompt", "response"}`, `{"messages": [{"role", "content"}]}` or a list of utterances.
+    """
     tokenizer: str | None = None
     """Folder, hub name or the name of a packaged teacher; default: the teacher's own."""
     train_size: int = Field(20_000, ge=1)
-    """Samples for training, counted before packing."""
+    """Samples for training, counted before packing; one sample is one record.
+
+    A corpus with fewer samples than train_size + val_size is shared out in that proportion.
+    """
     val_size: int = Field(2_000, ge=0)
     """Samples held out, counted before packing."""
     max_length: int = Field(128, ge=8)
     """Tokens in a row, at most."""
     max_tokens: int | None = Field(None, ge=16)
-    """Stop packing a training corpus at this many tokens (a cap for quick runs); None: no cap."""
+    """Stop packing the training rows before they pass this many tokens (a cap for quick runs); None: no cap."""
     seed: int = 0
     """Decides the split."""
     enable_thinking: bool = False

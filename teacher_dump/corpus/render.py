@@ -51,20 +51,19 @@ def render_chat(tokenizer: CorpusTokenizer, record: ChatRecord, *, enable_thinki
         )
     conversation = _Conversation(tokenizer, record, enable_thinking)
     turns = [i for i, m in enumerate(record.messages) if i and m.role == "assistant" and m.content.strip()]
-    prompts = [conversation.prompt(i) for i in turns]
-    responses = [conversation.response(i) for i in turns]
-    return _as_one(prompts, responses) or [
+    parts = [conversation.prompt_and_response(i) for i in turns]
+    return _as_one(parts) or [
         Rendered(prompt + response, [False] * len(prompt) + [True] * len(response), [(0, len(prompt))])
-        for prompt, response in zip(prompts, responses, strict=True)
+        for prompt, response in parts
     ]
 
 
-def _as_one(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[Rendered]:
+def _as_one(parts: Sequence[tuple[list[int], list[int]]]) -> list[Rendered]:
     """The conversation as one sample; nothing where some prompt does not begin with all that came before it."""
     tokens: list[int] = []
     labels: list[bool] = []
     runs: list[tuple[int, int]] = []
-    for prompt, response in zip(prompts, responses, strict=True):
+    for prompt, response in parts:
         if prompt[: len(tokens)] != tokens:
             return []
         runs.append((len(tokens), len(prompt)))
@@ -90,13 +89,12 @@ class _Conversation:
         self._hidden: dict[str, str] = {}
         self._messages = [self._neutral(m) for m in messages]
 
-    def prompt(self, turn: int) -> list[int]:
-        """Ids that generation is given for the answer `messages[turn]`, the generation prompt included."""
-        return self._encode(self._render(self._messages[:turn], add_generation_prompt=True))
-
-    def response(self, turn: int) -> list[int]:
-        """Ids of the answer, from the end of the prompt to the end-of-turn token."""
+    def prompt_and_response(self, turn: int) -> tuple[list[int], list[int]]:
+        """Ids that generation is given for the answer `messages[turn]`, and the answer's, end of turn included."""
         prompt = self._render(self._messages[:turn], add_generation_prompt=True)
+        return self._encode(prompt), self._response(turn, prompt)
+
+    def _response(self, turn: int, prompt: str) -> list[int]:
         whole = self._render(self._messages[: turn + 1])
         suffix = self._suffix(turn)
         content = self._messages[turn]["content"]
