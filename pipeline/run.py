@@ -6,9 +6,10 @@ phases hold the folders they write.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shards.errors import UserError
@@ -16,8 +17,10 @@ from shards.files import folder_lock, write_json
 from shards.job import EXIT_USER
 from shards.stage import claim, read_marker
 
+from .config import RunConfig
 from .process import StopSignals, run_phase, tail
 from .progress import Screen
+from .readers import reading, refuse_if_read
 from .report import write_report
 from .stages import Plan, Stage, num_gpus, num_ranks
 
@@ -39,6 +42,8 @@ def run_stages(plan: Plan, stages: Iterable[Stage], screen: Screen) -> None:
         StageError: a phase failed, or a signal stopped it.
         UserError: a folder is in another process's hands.
     """
+    stages = list(stages)
+    _check_batches(plan, stages)
     with folder_lock(plan.run_folder):
         write_json(plan.run_folder / "config.json", plan.config.model_dump(mode="json"))
         for stage in stages:
@@ -49,7 +54,9 @@ def run_stages(plan: Plan, stages: Iterable[Stage], screen: Screen) -> None:
             elif stage.job is None:
                 _report(plan, stage, screen)
             else:
-                run_stage(stage, screen, ranks=num_ranks(plan.config))
+                reads_dump = stage.name in ("train", "eval")
+                with reading(plan.dump_folder) if reads_dump else contextlib.nullcontext():
+                    run_stage(stage, screen, ranks=num_ranks(_config_of(plan, stage)))
 
 
 def run_stage(stage: Stage, screen: Screen, ranks: int = 1) -> None:
@@ -140,10 +147,12 @@ def restore(stage: Stage) -> bool:
     Results lie aside as `<folder>.<first 8 of their digest>`.
 
     Raises:
-        UserError: a live process writes there.
+        UserError: a live process writes there, or a live run reads the dump.
     """
     marker = read_marker(stage.folder)
     if marker is not None and (marker.stage, marker.digest) != (stage.name, stage.digest):
+        if stage.name in ("prepare", "dump"):
+            refuse_if_read(stage.folder.parent)
         with folder_lock(stage.folder):
             aside = stage.folder.with_name(f"{stage.folder.name}.{marker.digest[:8]}")
             if aside.exists():
@@ -155,6 +164,27 @@ def restore(stage: Stage) -> bool:
         with folder_lock(wanted):
             wanted.rename(stage.folder)
     return stage.is_done()
+
+
+def _check_batches(plan: Plan, stages: Sequence[Stage]) -> None:
+    """Refuse a global batch that does not divide now, not after hours of dumping."""
+    for stage in stages:
+        train = _config_of(plan, stage).train
+        if stage.name != "train" or train.global_batch is None:
+            continue
+        ranks = num_ranks(_config_of(plan, stage))
+        unit = train.batch_size * ranks
+        if train.global_batch % unit:
+            below = train.global_batch // unit * unit
+            nearest = f"{below} and {below + unit}" if below else str(unit)
+            raise UserError(
+                f"train.global_batch: {train.global_batch} does not divide into batch_size {train.batch_size} x "
+                f"{ranks} ranks; the nearest that do: {nearest}"
+            )
+
+
+def _config_of(plan: Plan, stage: Stage) -> RunConfig:
+    return plan.students[stage.variant].config if stage.variant else plan.config
 
 
 def _is_free(folder: Path) -> bool:

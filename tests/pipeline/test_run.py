@@ -11,6 +11,7 @@ from fake_phases import FakePhases
 
 from pipeline.config import RunConfig
 from pipeline.progress import Screen
+from pipeline.readers import reading
 from pipeline.run import StageError, phase_environment, restore, run_stages
 from pipeline.stages import plan_run
 from shards.errors import UserError
@@ -88,6 +89,30 @@ def test_a_folder_that_is_being_written_is_not_set_aside(
     train = plan_run(make_config("train.seed=1")).stages[2]
     with folder_lock(train.folder), pytest.raises(UserError, match="already being written"):
         restore(train)
+
+
+def test_a_dump_that_another_run_reads_is_not_set_aside(
+    make_config: MakeConfig, fake_phases: FakePhases, screen: Screen
+) -> None:
+    run(make_config(), screen)
+    plan = plan_run(make_config("dump.head_size=4", "name=other", dump_name="r"))
+    with reading(plan.dump_folder), pytest.raises(UserError, match="another run is reading it"):
+        run_stages(plan, plan.stages, screen)
+    run_stages(plan, plan.stages, screen)
+
+
+@pytest.mark.parametrize(("given", "nearest"), [(6, "4 and 8"), (2, "4")])
+def test_a_global_batch_that_does_not_divide_is_refused_before_anything_starts(
+    make_config: MakeConfig, fake_phases: FakePhases, screen: Screen, given: int, nearest: str
+) -> None:
+    config = make_config(f"train.global_batch={given}", "train.ranks=2", "train.batch_size=2")
+    with pytest.raises(
+        UserError, match=f"train.global_batch: {given} does not divide .* the nearest that do: {nearest}$"
+    ):
+        run(config, screen)
+    assert fake_phases.started() == []
+    plan = plan_run(config)
+    run_stages(plan, plan.until("dump"), screen)
 
 
 def test_the_settings_of_a_run_are_kept_beside_it(
