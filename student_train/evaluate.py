@@ -32,6 +32,7 @@ from .losses import Targets
 from .model.files import load_model
 from .model.lm import Student
 from .module import TokenBatch
+from .progress import Progress
 from .ranks import device
 from .samples import generated_line, sample_positions
 from .scores import Positions, Predictor, mean_and_error, score, score_exactly, student_predictor, unigram_predictor
@@ -82,9 +83,10 @@ def evaluate(job: EvalJob, emit: Emit) -> dict[str, Any]:
     probe_path = job.shards / "teacher" / "probe.arrow"
     probe = read_probe(probe_path) if probe_path.exists() else None
 
-    result: dict[str, Any] = _on_captures(predictors, val, job, emit)
+    progress = Progress(emit, "eval", "positions")
+    result: dict[str, Any] = _on_captures(predictors, val, job.eval.max_positions, progress)
     if probe is not None and len(probe.position):
-        for name, figures in _on_probe(predictors, val, probe, emit).items():
+        for name, figures in _on_probe(predictors, val, probe, progress).items():
             result[name] |= figures
         result["probe_positions"] = len(probe.position)
     tokenizer = tokenizer_folder(job.shards)
@@ -119,13 +121,15 @@ def _batches(val: Dataset, max_positions: int) -> Iterator[_Batch]:
             return
 
 
-def _on_captures(predictors: dict[str, Predictor], val: Dataset, job: EvalJob, emit: Emit) -> dict[str, Any]:
+def _on_captures(
+    predictors: dict[str, Predictor], val: Dataset, max_positions: int, progress: Progress
+) -> dict[str, Any]:
     """Figures from the validation captures, for every predictor, and the teacher's own."""
     found: dict[str, list[Positions]] = {name: [] for name in predictors}
     groups, teacher, entropy, text_bytes = [], [], [], 0
-    total = min(job.eval.max_positions, val.num_scored)
+    total = min(max_positions, val.num_scored)
     done = 0
-    for batch in _batches(val, job.eval.max_positions):
+    for batch in _batches(val, max_positions):
         for name, predict in predictors.items():
             found[name].append(score(predict, batch.tokens, batch.targets))
         captures = [row.capture for row in batch.rows if row.capture is not None]
@@ -134,7 +138,7 @@ def _on_captures(predictors: dict[str, Predictor], val: Dataset, job: EvalJob, e
         text_bytes += sum(row.scored_bytes for row in batch.rows)
         groups.append(batch.row_of)
         done += len(batch.row_of)
-        emit(_progress(done, max(done, total), "validation positions"))
+        progress.show(done, max(done, total), "validation captures")
     figures: dict[str, Any] = {"positions": done, "rows": len(torch.unique(torch.cat(groups))), "bytes": text_bytes}
     for name, parts in found.items():
         figures[name] = _figures(parts, torch.cat(groups), text_bytes)
@@ -162,7 +166,9 @@ def _label_figures(cross_entropy: float, positions: int, text_bytes: int) -> dic
     return figures
 
 
-def _on_probe(predictors: dict[str, Predictor], val: Dataset, probe: Probe, emit: Emit) -> dict[str, dict[str, float]]:
+def _on_probe(
+    predictors: dict[str, Predictor], val: Dataset, probe: Probe, progress: Progress
+) -> dict[str, dict[str, float]]:
     """Exact figures over the probe's positions."""
     kl: dict[str, list[Tensor]] = {name: [] for name in predictors}
     acceptance: dict[str, list[Tensor]] = {name: [] for name in predictors}
@@ -178,7 +184,7 @@ def _on_probe(predictors: dict[str, Predictor], val: Dataset, probe: Probe, emit
             kl[name].append(exact.kl)
             acceptance[name].append(exact.acceptance)
         done += len(at)
-        emit(_progress(done, len(order), "probe positions"))
+        progress.show(done, len(order), "full distributions of the probe")
     figures = {}
     for name in predictors:
         mean, error = mean_and_error(torch.cat(kl[name]), groups)
@@ -186,7 +192,3 @@ def _on_probe(predictors: dict[str, Predictor], val: Dataset, probe: Probe, emit
         if math.isfinite(error):
             figures[name]["kl_exact_error"] = error
     return figures
-
-
-def _progress(done: int, total: int, unit: str) -> dict[str, Any]:
-    return {"event": "progress", "stage": "eval", "done": done, "total": total, "unit": unit, "text": ""}

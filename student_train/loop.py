@@ -44,12 +44,11 @@ from .metrics import MetricsLog
 from .model.files import save_model
 from .model.lm import Student
 from .module import DistillModule, loss_scale
+from .progress import Progress
 from .provenance import provenance
 from .ranks import device, on_rank_0, rank, sum_over_ranks, world
 from .schedule import learning_rate, parameter_groups
 from .stop import EXIT_STOPPED, StopWish
-
-PROGRESS_SECONDS = 0.25
 
 
 def run(job: TrainJob, emit: Emit) -> None:
@@ -133,7 +132,7 @@ def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
     steps = total_steps(train, len(data), global_batch)
     cursor = _Trainer(job, emit, engine, data, ours, steps).run(cursor)
 
-    emit(_progress(cursor.step, cursor.step, "writing the model"))
+    Progress(emit, "train", "steps").show(cursor.step, cursor.step, "writing the model")
     whole = _whole_student(engine, job, data)
     meta = {"fingerprints": header.fingerprints, "steps": cursor.step, "digest": job.digest}
     on_rank_0(lambda: _publish_model(job, whole, meta))
@@ -160,7 +159,6 @@ class _Trainer:
     ours: Slice
     steps: int
     _saved: int = 0
-    _shown: float = 0.0
 
     def run(self, cursor: Cursor) -> Cursor:
         """Step from `cursor` until steps, epochs or the time box end the run; checkpoints on the way."""
@@ -169,6 +167,7 @@ class _Trainer:
         stop.listen()
         log = MetricsLog(self.job.output / "metrics.jsonl", cursor.metrics_bytes) if rank() == 0 else None
         self._saved = cursor.step
+        self._progress = Progress(self.emit, "train", "steps")
         limit = math.inf if train.max_minutes is None else 60 * train.max_minutes
         begun = time.monotonic() - cursor.seconds
         first, last = cursor.step, cursor.step if cursor.finished else self.steps
@@ -251,20 +250,12 @@ class _Trainer:
         raise SystemExit(EXIT_STOPPED)
 
     def _show(self, cursor: Cursor, loss: float, limit: float) -> None:
-        """A progress event, a few times a second; with a time box, `total` is the steps that it will allow."""
-        now = time.monotonic()
-        if now - self._shown < PROGRESS_SECONDS and cursor.step < self.steps:
-            return
-        self._shown = now
+        """A progress event; with a time box, `total` is the steps that it will allow."""
         total = self.steps
         if limit < math.inf:
             total = max(cursor.step, min(total, int(cursor.step * limit / cursor.seconds)))
         rate = cursor.tokens / cursor.seconds
-        self.emit(_progress(cursor.step, total, f"loss {loss:.4f}, {rate:,.0f} tokens/s"))
-
-
-def _progress(done: int, total: int, text: str) -> dict[str, Any]:
-    return {"event": "progress", "stage": "train", "done": done, "total": total, "unit": "steps", "text": text}
+        self._progress.show(cursor.step, total, f"loss {loss:.4f}, {rate:,.0f} tokens/s")
 
 
 def _whole_student(engine: Any, job: TrainJob, data: Dataset) -> Student | None:
