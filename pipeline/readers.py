@@ -1,4 +1,4 @@
-"""A dump is shared by many students: none of them may lose it while it reads because another run wants other settings."""
+"""A dump is shared by many students: none may lose it while it reads because another run wants other settings."""
 
 from __future__ import annotations
 
