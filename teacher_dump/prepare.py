@@ -70,9 +70,11 @@ def run(job: PrepareJob, emit: Emit) -> None:
             pieces, dropped = _spool(config, split, tokenizer, job.output / SPOOL, emit)
             writer = _Writer(config, tokenizer, vocab_rows, pieces, job.output, emit)
             first_train = len(split.val)
+            train = writer.choose("train", first_train, first_train + len(split.train))
+            val = writer.choose("val", 0, first_train)  # both are judged before either is written
             counts = {
-                "train": writer.write("train", first_train, first_train + len(split.train), dropped["train"]),
-                "val": writer.write("val", 0, first_train, dropped["val"]),
+                "train": writer.write("train", train, dropped["train"]),
+                "val": writer.write("val", val, dropped["val"]),
             }
             tokenizer.hf.save_pretrained(job.output / "tokenizer")
         finally:
@@ -162,8 +164,12 @@ class _Writer:
     output: Path
     emit: Emit
 
-    def write(self, split: str, first: int, stop: int, dropped: Counter[str]) -> dict[str, Any]:
-        """Pack the samples at places [first, stop) and write them as the dataset `split`; returns its counts."""
+    def choose(self, split: str, first: int, stop: int) -> NDArray[np.int64]:
+        """Indices of the pieces of the samples at places [first, stop), in packing order and within the token cap.
+
+        Raises:
+            UserError: there were samples and no piece is left of them.
+        """
         chosen = self.pieces.between(first, stop)
         if split == "train" and self.config.max_tokens is not None:
             chosen = chosen[np.cumsum(self.pieces.lengths[chosen]) <= self.config.max_tokens]
@@ -172,6 +178,10 @@ class _Writer:
                 f"prepare.max_length: nothing is left of the {stop - first} {split} samples (max_length "
                 f"{self.config.max_length}, max_tokens {self.config.max_tokens}); raise them"
             )
+        return chosen
+
+    def write(self, split: str, chosen: NDArray[np.int64], dropped: Counter[str]) -> dict[str, Any]:
+        """Pack these pieces and write them as the dataset `split`; returns its counts."""
         num_rows, fingerprint = self._fingerprint(chosen)
         counts = {
             "split": split,

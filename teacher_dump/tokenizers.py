@@ -45,7 +45,7 @@ def load_tokenizer(name: str, emit: Emit, revision: str | None = None) -> Corpus
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except Exception as e:  # noqa: BLE001  transformers raises a dozen kinds, all meaning "not loadable"
-        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        first = str(e).strip().splitlines()[0].rstrip(" :") if str(e).strip() else type(e).__name__
         raise UserError(
             f"{name}: no tokenizer could be loaded ({first}); give a folder with tokenizer.json, or a hub name that "
             "is reachable from here (prepare.tokenizer)"
