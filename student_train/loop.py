@@ -1,24 +1,20 @@
 """Phase two's training stage from start to finished model: claim, build, resume, step, save, hand over.
 
-The mathematics of a step is in `module`, the order of rows in `shards.order`, the engine in `engine`.
+Stepping is in `trainer`, the mathematics of a step in `module`, the order of rows in `shards.order`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from shards import Dataset, open_dataset, steps_per_epoch
-from shards.errors import UserError
 from shards.files import write_json
 from shards.job import Emit
 from shards.stage import StageFolder, claim, read_marker
@@ -27,7 +23,7 @@ from . import checkpoint
 from .build import build_student
 from .checkpoint import Cursor
 from .config import TrainConfig, TrainJob
-from .data import Slice, StepBatch, label_counts, load_step, log_unigram, prefetched
+from .data import Slice, label_counts, log_unigram
 from .engine import (
     accumulation_steps,
     deepspeed_config,
@@ -39,16 +35,14 @@ from .engine import (
     uses_bfloat16,
 )
 from .fit import check_same_teacher, open_captures, tokenizer_folder
-from .losses import part_names
-from .metrics import MetricsLog
 from .model.files import save_model
 from .model.lm import Student
-from .module import DistillModule, loss_scale
+from .module import DistillModule
 from .progress import Progress
 from .provenance import provenance
-from .ranks import device, on_rank_0, rank, sum_over_ranks, world
-from .schedule import learning_rate, parameter_groups
-from .stop import EXIT_STOPPED, StopWish
+from .ranks import on_rank_0, rank, world
+from .schedule import parameter_groups
+from .trainer import Trainer
 
 
 def run(job: TrainJob, emit: Emit) -> None:
@@ -130,7 +124,7 @@ def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
     global_batch = train.batch_size * inputs.accumulation * world()
     ours = Slice(train.seed, global_batch, train.batch_size, rank(), world())
     steps = total_steps(train, len(data), global_batch)
-    cursor = _Trainer(job, emit, engine, data, ours, steps).run(cursor)
+    cursor = Trainer(job, emit, engine, data, ours, steps).run(cursor)
 
     Progress(emit, "train", "steps").show(cursor.step, cursor.step, "writing the model")
     whole = _whole_student(engine, job, data)
@@ -146,116 +140,6 @@ def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
         "ranks": world(),
         "zero_stage": train.zero_stage,
     }
-
-
-@dataclass
-class _Trainer:
-    """The stepping part of a run."""
-
-    job: TrainJob
-    emit: Emit
-    engine: Any
-    data: Dataset
-    ours: Slice
-    steps: int
-    _saved: int = 0
-
-    def run(self, cursor: Cursor) -> Cursor:
-        """Step from `cursor` until steps, epochs or the time box end the run; checkpoints on the way."""
-        train = self.job.train
-        stop = StopWish()
-        stop.listen()
-        log = MetricsLog(self.job.output / "metrics.jsonl", cursor.metrics_bytes) if rank() == 0 else None
-        self._saved = cursor.step
-        self._progress = Progress(self.emit, "train", "steps")
-        limit = math.inf if train.max_minutes is None else 60 * train.max_minutes
-        begun = time.monotonic() - cursor.seconds
-        first, last = cursor.step, cursor.step if cursor.finished else self.steps
-        with contextlib.closing(prefetched(lambda s: load_step(self.data, self.ours, s), first, last)) as batches:
-            for batch in batches:
-                time_up = rank() == 0 and batch.step > 0 and cursor.seconds >= limit
-                *counts, stopped, late = sum_over_ranks(
-                    [batch.weight, batch.tokens, batch.scored, stop.wished, time_up]
-                )
-                if stopped:
-                    self._stop(cursor, log)
-                if late:
-                    break
-                line = self._step(batch, counts[0], counts[2])
-                seconds = time.monotonic() - begun
-                took, cursor = (
-                    seconds - cursor.seconds,
-                    replace(cursor, step=batch.step + 1, seconds=seconds, tokens=cursor.tokens + int(counts[1])),
-                )
-                line |= {"tokens": cursor.tokens, "tokens_per_s": counts[1] / took, "seconds": seconds}
-                if log and (cursor.step % train.log_every == 0 or cursor.step == self.steps):
-                    log.write(line)
-                self._show(cursor, line["loss"], limit)
-                if cursor.step % train.checkpoint_every == 0 and cursor.step < self.steps:
-                    cursor = self._save(cursor, log)
-        if not cursor.finished:
-            cursor = self._save(replace(cursor, finished=True), log)
-        return cursor
-
-    def _step(self, batch: StepBatch, weight: float, scored: float) -> dict[str, Any]:
-        """One optimizer step; its line for the metrics file. `weight`, `scored`: sums over all ranks."""
-        train, engine = self.job.train, self.engine
-        rate = learning_rate(batch.step, self.steps, train.optimizer)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
-        scale = torch.tensor(loss_scale(weight, self.ours.world, len(batch.micro)), device=device())
-        sums = torch.zeros(1 + len(part_names(train.loss)), dtype=torch.float64, device=device())
-        for k, (tokens_in, targets) in enumerate(batch.micro):
-            loss, parts = engine(tokens_in.to(device()), targets.to(device()), scale)
-            sums += parts
-            engine.backward(loss)
-            if k == len(batch.micro) - 1:  # before the weights change
-                means = [x / max(weight, 1.0) for x in sum_over_ranks(sums.tolist())]
-                self._refuse_nonfinite(batch, "loss", means[0])
-            engine.step()
-        norm = engine.get_global_grad_norm()
-        norm = None if norm is None else float(norm)
-        if norm is not None:
-            self._refuse_nonfinite(batch, "gradient norm", norm)
-        parts_by_name = dict(zip(part_names(train.loss), means[1:], strict=True))
-        return {"step": batch.step + 1, "epoch": batch.epoch, "loss": means[0], **parts_by_name} | {
-            "lr": rate,
-            "grad_norm": norm,
-            "scored": int(scored),
-        }
-
-    def _refuse_nonfinite(self, batch: StepBatch, what: str, value: float) -> None:
-        """Stop all ranks when a figure (equal on all of them) is NaN or infinite; each saves its batch."""
-        if math.isfinite(value):
-            return
-        path = self.job.output / f"nonfinite-step{batch.step + 1}-rank{rank()}.pt"
-        torch.save({"rows": batch.rows, "micro": batch.micro}, path)
-        raise UserError(
-            f"{what} of step {batch.step + 1}: {value}; the batch is in {path}; "
-            f"lower train.optimizer.learning_rate (now {self.job.train.optimizer.learning_rate}) or raise warmup_steps"
-        )
-
-    def _save(self, cursor: Cursor, log: MetricsLog | None) -> Cursor:
-        """Checkpoint `cursor`; the metrics file is made durable first."""
-        cursor = replace(cursor, metrics_bytes=on_rank_0(lambda: log.sync() if log else 0))
-        root, keep = self.job.output / "checkpoints", self.job.train.keep_checkpoints
-        checkpoint.save(self.engine, root, cursor, digest=self.job.digest, keep=keep)
-        self._saved = cursor.step
-        return cursor
-
-    def _stop(self, cursor: Cursor, log: MetricsLog | None) -> None:
-        if cursor.step > self._saved:
-            self._save(cursor, log)
-        self.emit({"event": "note", "text": f"stopped after step {cursor.step}; the same command goes on from there"})
-        raise SystemExit(EXIT_STOPPED)
-
-    def _show(self, cursor: Cursor, loss: float, limit: float) -> None:
-        """A progress event; with a time box, `total` is the steps that it will allow."""
-        total = self.steps
-        if limit < math.inf:
-            total = max(cursor.step, min(total, int(cursor.step * limit / cursor.seconds)))
-        rate = cursor.tokens / cursor.seconds
-        self._progress.show(cursor.step, total, f"loss {loss:.4f}, {rate:,.0f} tokens/s")
 
 
 def _whole_student(engine: Any, job: TrainJob, data: Dataset) -> Student | None:
