@@ -33,8 +33,9 @@ from .segments import Segment, group_by_length, segments_of
 Result = TypeVar("Result")
 
 _CHUNK = 256
-_CACHE_FRIENDLY = 1 << 21
-"""Logits extracted at once on a CPU, so that the many passes over them stay in its caches."""
+_CACHE_FRIENDLY = 1 << 19
+"""Logits extracted at once on a CPU, so that the many passes over them stay in its caches (measured: half the time of
+1 << 21)."""
 
 
 def load(
