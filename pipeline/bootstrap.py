@@ -71,6 +71,7 @@ class Environment:
             if made.returncode != 0:
                 reason = (made.stdout + made.stderr).strip().splitlines() or ["no output"]
                 raise SetUpError(f"{self.folder}: could not be made ({reason[-1]})")
+        announce(self)  # its pip knows the user's settings, and nothing has been fetched yet
         self._drop_torn_packages()
         self._pip_install()
         temporary = self.stamp.with_suffix(".tmp")
@@ -129,7 +130,6 @@ def main() -> int:
         with (environment.root / "pyproject.toml").open("rb") as lock:
             wait_for(lock)
             if not environment.is_complete():  # else another start has just made it
-                announce(environment)
                 environment.set_up()
                 say(f"set-up complete: {environment.folder}")
     except SetUpError as e:
@@ -168,7 +168,7 @@ def wait_for(lock: Any) -> None:
 
 def announce(environment: Environment) -> None:
     """Say what will be fetched, before anything is."""
-    settings = pip_sources()
+    settings = pip_sources(environment.python)
     plain_linux = sys.platform.startswith("linux") and not settings
     cost = CUDA_COST if plain_linux else CPU_COST
     free = shutil.disk_usage(environment.root).free / 1e9
@@ -186,10 +186,10 @@ def announce(environment: Environment) -> None:
         )
 
 
-def pip_sources() -> list[str]:
+def pip_sources(python: Path) -> list[str]:
     """Names of the user's pip settings (environment or pip.conf) that may lead to a CPU build."""
     found = {n for n in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS") if os.environ.get(n)}
-    listed = _output([sys.executable, "-m", "pip", "config", "list"]) or ""
+    listed = _output([str(python), "-m", "pip", "config", "list"]) or ""
     for key, value in re.findall(r"^([^=\n]+)=(.*)$", listed, re.MULTILINE):
         option = key.rpartition(".")[2]
         if option in ("extra-index-url", "find-links") or (option == "index-url" and "cpu" in value):

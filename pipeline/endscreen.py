@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from .figures import Figures, Likely, figures_of, standings
@@ -77,7 +78,7 @@ def next_steps(plan: Plan, config_file: Path) -> list[str]:
         f"{command} shards inspect {shards}",
         f"{command} run {shlex.quote(short(config_file))} name=second dump_name={plan.dump_folder.name} train.seed=1",
         f"{command} init my.yaml --data YOUR_TEXT.txt",
-        f'python -c "{snippet}"   # the shards are plain Arrow files',
+        f'{short(Path(sys.executable))} -c "{snippet}"   # the shards are plain Arrow files',
     ]
 
 
