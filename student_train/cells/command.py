@@ -11,59 +11,61 @@ The adjoint is the whole one, l = g + J^T l with the off-diagonal part of J, by 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .scan import linear_scan, reversed_scan
+from .leak import Leak
+from .scan import reversed_scan
 from .synapses import Drive, pull_back
 
 
-def solve_command(
-    drive: Drive, c: Tensor, n: Tensor, d: Tensor, initial: Tensor | None, keep: Tensor | None, sweeps: int
-) -> tuple[Tensor, Tensor]:
-    """Command states h [B, T, C] and the residual of the sweeps [B, T, C] (not differentiable).
+class Command(NamedTuple):
+    """The layer of C neurons, ready for one pass."""
 
-    c: [C]; n, d: [B, T, C]; initial: [B, C] or None (zeros); keep: [B, T] bool, False at segment starts, or None.
-    """
-    B, T, C = n.shape
-    mask = None if keep is None else keep.unsqueeze(-1)
-    first = n.new_zeros(B, 1, C) if initial is None else initial.unsqueeze(1)
-    with torch.no_grad():
-        h = n if T == 1 else _sweeps(drive, c, n, d, first, mask, sweeps)
-        past = h[:, :-1]
-    before = torch.cat([first, past], dim=1)
-    if mask is not None:
-        before = before * mask
-    activation = drive.activation(before)
-    num, den = drive.collect(activation)
-    denominator = d + den
-    h_new = (c * before + n + num) / denominator
-    if T == 1:
-        return h_new, torch.zeros_like(h_new)
-    with torch.no_grad():
-        residual = h_new - h
-        decay, slope = c / denominator, drive.slope(activation)
-        if mask is not None:
-            decay, slope = decay * mask, slope * mask
-    h_new = adjoint(h_new, decay, denominator.detach(), slope, drive.matrix.detach(), drive.source, sweeps)
-    return h_new, residual
+    leak: Leak
+    drive: Drive  # the recurrent synapses
+    sweeps: int
 
+    def solve(self, n: Tensor, d: Tensor, before: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """States h [B, T, C] and the residual of the sweeps [B, T, C] (not differentiable).
 
-def _sweeps(drive: Drive, c: Tensor, n: Tensor, d: Tensor, first: Tensor, mask: Tensor | None, sweeps: int) -> Tensor:
-    before = torch.zeros_like(first[:1])  # [1, 1, C]: the first guess is silence, the same at all times
-    h = n
-    for sweep in range(sweeps):
-        if sweep:
-            before = torch.cat([first, h[:, :-1]], dim=1)
-            before = before if mask is None else before * mask
-        num, den = drive.collect(drive.activation(before))
+        n, d: [B, T, C]; before: [B, C] state before the first step; keep: [B, T] bool, False at segment starts.
+        """
+        single = n.shape[1] == 1
+        keep = None if keep is None else keep.unsqueeze(-1)
+        with torch.no_grad():
+            h = n if single else self._sweep(n, d, before, keep)
+        past = self._past(h, before, keep)
+        activation = self.drive.activation(past)
+        num, den = self.drive.collect(activation)
         denominator = d + den
-        a = c / denominator
-        a = a if mask is None else a * mask
-        h = linear_scan(a, (n + num) / denominator, first.squeeze(1))
-    return h
+        h_new = (self.leak.c * past + n + num) / denominator
+        if single:  # the past is given: nothing to solve, and no later step to hear from
+            return h_new, torch.zeros_like(h_new)
+        with torch.no_grad():
+            residual = h_new - h
+            decay, slope = self.leak.c / denominator, self.drive.slope(activation)
+            if keep is not None:
+                decay, slope = decay * keep, slope * keep
+        matrix, source = self.drive.matrix.detach(), self.drive.source
+        return adjoint(h_new, decay, denominator.detach(), slope, matrix, source, self.sweeps), residual
+
+    def _past(self, h: Tensor, before: Tensor, keep: Tensor | None) -> Tensor:
+        """[B, T, C] the state that each step starts from."""
+        past = torch.cat([before.unsqueeze(1), h[:, :-1]], dim=1)
+        return past if keep is None else torch.where(keep, past, self.leak.start)
+
+    def _sweep(self, n: Tensor, d: Tensor, before: Tensor, keep: Tensor | None) -> Tensor:
+        past = self.leak.start.view(1, 1, -1)  # the first guess: at rest, at all times
+        h = n
+        for sweep in range(self.sweeps):
+            if sweep:
+                past = self._past(h, before, keep)
+            num, den = self.drive.collect(self.drive.activation(past))
+            h = self.leak.scan(n + num, d + den, before, keep)
+        return h
 
 
 class _Adjoint(torch.autograd.Function):

@@ -11,21 +11,20 @@ on the new inter states (and on the old command states, its recurrent synapses),
 network with the motor output moved by two steps.
 
 `step` is the law. `forward` gives the same over a whole sequence without a loop over neurons in time: inter and motor
-neurons are exact linear scans, the command layer is solved by a fixed number of quasi-Newton sweeps (`command.py`).
-States: [B, U], order inter, command, motor. At a segment start the state is all zeros, as the package starts.
+neurons are exact linear scans (`leak.py`), the command layer takes a fixed number of sweeps (`command.py`).
+States: [B, U], order inter, command, motor. A segment starts from the learned state `start`. The output is the motor
+state plus `offset`, which is the package's output bias.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import CellConfig
-from .command import solve_command
-from .scan import linear_scan
+from .command import Command
+from .leak import Leak, linear_layer
 from .synapses import Synapses, softplus_inverse
 from .wiring import Wiring, auto_ncp
 
@@ -56,18 +55,54 @@ class LtcNcp(nn.Module):
         self.raw_capacitance = nn.Parameter(torch.empty(config.units))
         self.raw_leak = nn.Parameter(torch.empty(config.units))
         self.rest = nn.Parameter(torch.empty(config.units))
+        self.start = nn.Parameter(torch.empty(config.units))
+        self.offset = nn.Parameter(torch.empty(self.motor))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Time constants from a token to a few hundred, so that a gradient reaches past a hundred tokens."""
-        self.sensory.reset_parameters(None)
-        for bundle in (self.inter_command, self.recurrent, self.command_motor):
-            bundle.reset_parameters((0.3, 0.8))
-        capacitance = torch.empty_like(self.raw_capacitance).uniform_(0.0, math.log(512.0)).exp()
+        """Long memory in the inter layer, and signals that survive three layers of averaging.
+
+        A conductance neuron averages its inputs, so with the package's values the motor states hardly move: a constant
+        plus a few thousandths. So the net is started at its resting state under normed inputs (`start`), the sigmoids
+        of unit sources have their middle there, `offset` takes the constant away, reversal potentials are +-3, and only
+        inter neurons are slow (C log-uniform in [1, 512]; [.1, 2] further on). On a byte model of 0.3 M parameters
+        (1,500 steps, two blocks, no attention) that took the validation loss from 1.365 nats to 1.294; without the
+        cell it was 1.366.
+        """
+        self.sensory.reset_parameters((1.0, 3.0), 0.7)
+        self.recurrent.reset_parameters((1.0, 3.0), 0.05)  # steep recurrence is what needs many sweeps
+        for bundle in (self.inter_command, self.command_motor):
+            bundle.reset_parameters((4.0, 7.0), 0.05)
+        capacitance = torch.rand_like(self.raw_capacitance)
+        slow, fast = capacitance.split([self.sizes[0], self.config.units - self.sizes[0]])
+        slow.copy_(512.0**slow)
+        fast.copy_(0.1 * 20.0**fast)
         self.raw_capacitance.copy_(softplus_inverse(capacitance))
         self.raw_leak.copy_(softplus_inverse(torch.empty_like(self.raw_leak).uniform_(0.05, 0.25)))
         self.rest.uniform_(-0.2, 0.2)
+        self._settle(torch.randn(1024, self.sensory.shape[0]))
+
+    def _settle(self, x: Tensor) -> None:
+        """Set `start`, `offset` and the middles of the sigmoids by the resting state under inputs x [samples, S]."""
+        c, pull, load = self._leaks(torch.float32)
+        rest = [load[i] - c[i] for i in range(3)]
+        drive = self.sensory(torch.float32)
+        num, den = drive.collect(drive.activation(x))
+        inter = (pull[0] + num.mean(0)) / (rest[0] + den.mean(0))
+        self.inter_command.centre(inter)
+        drive = self.inter_command(torch.float32)
+        num, den = drive.collect(drive.activation(inter))
+        recurrent = self.recurrent(torch.float32)
+        num_r, den_r = recurrent.collect(recurrent.activation(torch.zeros(self.sizes[1])))  # at rest once centred
+        command = (pull[1] + num + num_r) / (rest[1] + den + den_r)
+        self.recurrent.centre(command)
+        self.command_motor.centre(command)
+        drive = self.command_motor(torch.float32)
+        num, den = drive.collect(drive.activation(command))
+        motor = (pull[2] + num) / (rest[2] + den)
+        self.start.copy_(torch.cat([inter, command, motor]))
+        self.offset.copy_(-motor)
 
     def _leaks(self, wide: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """c, g r and c + g + epsilon, each split into inter, command, motor."""
@@ -92,7 +127,7 @@ class LtcNcp(nn.Module):
             command = (c[1] * command + pull[1] + num + num_r) / (load[1] + den + den_r)
             num, den = to_motor.collect(to_motor.activation(command))
             motor = (c[2] * motor + pull[2] + num) / (load[2] + den)
-        return motor, torch.cat([inter, command, motor], dim=-1)
+        return motor + self.offset.to(wide), torch.cat([inter, command, motor], dim=-1)
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, keep: Tensor | None = None, last: Tensor | None = None
@@ -103,12 +138,13 @@ class LtcNcp(nn.Module):
         last: [B] index of each row's last real token, -1: none (its state stays). None: T - 1.
         """
         states, _ = self._states(x, state, keep)
+        out = states[2] + self.offset.to(states[2].dtype)
         if last is None:
-            return states[2], torch.cat([s[:, -1] for s in states], dim=-1)
+            return out, torch.cat([s[:, -1] for s in states], dim=-1)
         index = last.clamp(min=0).view(-1, 1, 1)
         final = torch.cat([s.take_along_dim(index, dim=1).squeeze(1) for s in states], dim=-1)
-        before = final.new_zeros(final.shape) if state is None else state.to(final.dtype)
-        return states[2], torch.where(last.unsqueeze(1) >= 0, final, before)
+        before = (self.start if state is None else state).to(final.dtype)
+        return out, torch.where(last.unsqueeze(1) >= 0, final, before)
 
     @torch.no_grad()
     def residual(self, x: Tensor, state: Tensor | None = None, keep: Tensor | None = None) -> float:
@@ -119,7 +155,9 @@ class LtcNcp(nn.Module):
         """All states of each layer after every token, [B, T, .] each, and the residual of the command layer."""
         K, wide = self.config.unfolds, torch.promote_types(x.dtype, torch.float32)
         c, pull, load = self._leaks(wide)
-        starts = [None] * 3 if state is None else list(state.to(wide).split(self.sizes, dim=-1))
+        fresh = self.start.to(wide)
+        before = (fresh.expand(len(x), -1) if state is None else state.to(wide)).split(self.sizes, dim=-1)
+        starts = list(fresh.split(self.sizes))
         if K > 1 and keep is not None:
             keep = torch.stack([keep] + [torch.ones_like(keep)] * (K - 1), dim=2).flatten(1)
 
@@ -127,24 +165,15 @@ class LtcNcp(nn.Module):
         num, den = drive.collect(drive.activation(x.to(wide)))
         if K > 1:
             num, den = num.repeat_interleave(K, dim=1), den.repeat_interleave(K, dim=1)
-        inter = _scan_layer(c[0], pull[0] + num, load[0] + den, starts[0], keep)
+        inter = linear_layer(Leak(c[0], starts[0]), pull[0] + num, load[0] + den, before[0], keep)
 
         drive = self.inter_command(wide)
         num, den = drive.collect(drive.activation(inter))
-        command, residual = solve_command(
-            self.recurrent(wide), c[1], pull[1] + num, load[1] + den, starts[1], keep, self.config.sweeps
-        )
+        layer = Command(Leak(c[1], starts[1]), self.recurrent(wide), self.config.sweeps)
+        command, residual = layer.solve(pull[1] + num, load[1] + den, before[1], keep)
 
         drive = self.command_motor(wide)
         num, den = drive.collect(drive.activation(command))
-        motor = _scan_layer(c[2], pull[2] + num, load[2] + den, starts[2], keep)
+        motor = linear_layer(Leak(c[2], starts[2]), pull[2] + num, load[2] + den, before[2], keep)
         states = [inter, command, motor]
         return ([s[:, K - 1 :: K] for s in states] if K > 1 else states), residual
-
-
-def _scan_layer(c: Tensor, num: Tensor, den: Tensor, initial: Tensor | None, keep: Tensor | None) -> Tensor:
-    """States [B, T, .] of a layer without recurrent synapses: v_t = (c v_{t-1} + num_t) / den_t."""
-    a = c / den
-    if keep is not None:
-        a = a * keep.unsqueeze(-1)
-    return linear_scan(a, num / den, initial)

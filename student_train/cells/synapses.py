@@ -67,10 +67,10 @@ class Synapses(nn.Module):
         rows = len(source) if per_edge else self.shape[0]
         row = np.arange(rows) if per_edge else source
         self.rows = rows
+        self.fan_in = torch.from_numpy(fan_in[target])
         for name, values in {"source": source, "cell": row * self.shape[1] + target}.items():
             self.register_buffer(name, torch.from_numpy(values.astype(np.int64)), persistent=False)
         self.register_buffer("excites", torch.from_numpy(polarity[source, target] > 0), persistent=False)
-        self.register_buffer("fan_in", torch.from_numpy(fan_in[target].astype(np.int64)), persistent=False)
         self.raw_weight = nn.Parameter(torch.empty(len(source)))
         self.raw_reversal = nn.Parameter(torch.empty(len(source)))
         self.raw_sigma = nn.Parameter(torch.empty(rows))
@@ -79,16 +79,20 @@ class Synapses(nn.Module):
     source: Tensor
     cell: Tensor
     excites: Tensor
-    fan_in: Tensor
 
     @torch.no_grad()
-    def reset_parameters(self, mu: tuple[float, float] | None) -> None:
-        """w ~ U(.5, 1.5) / fan-in, |E| = 1, sigma ~ U(1, 3), mu ~ U(mu), or N(0, .7) for inputs (`mu` None)."""
+    def reset_parameters(self, sigma: tuple[float, float], mu_scatter: float) -> None:
+        """w ~ U(.5, 1.5) / fan-in, |E| = 3, sigma ~ U(sigma), mu ~ N(0, mu_scatter), to be moved with `centre`."""
         weight = torch.empty_like(self.raw_weight).uniform_(0.5, 1.5) / self.fan_in
         self.raw_weight.copy_(softplus_inverse(weight))
-        self.raw_reversal.copy_(softplus_inverse(torch.ones_like(self.raw_reversal)))
-        self.raw_sigma.copy_(torch.logit(torch.empty_like(self.raw_sigma).uniform_(1.0, 3.0) / SIGMA_MAX))
-        self.mu.normal_(0.0, 0.7) if mu is None else self.mu.uniform_(*mu)
+        self.raw_reversal.copy_(softplus_inverse(torch.full_like(self.raw_reversal, 3.0)))
+        self.raw_sigma.copy_(torch.logit(torch.empty_like(self.raw_sigma).uniform_(*sigma) / SIGMA_MAX))
+        self.mu.normal_(0.0, mu_scatter)
+
+    @torch.no_grad()
+    def centre(self, v: Tensor) -> None:
+        """Move every sigmoid's middle by the resting state v [sources] of its source."""
+        self.mu.add_(v[self.source] if self.per_edge else v)
 
     def forward(self, wide: torch.dtype) -> Drive:
         """The drive, its vectors in dtype `wide` and its matrix in the dtype of the parameters."""

@@ -50,25 +50,28 @@ class EncoderBlock(nn.Module):
 
 
 class LiquidMixer(nn.Module):
-    """Linear to (u, z) -> causal convolution of u -> LTC-NCP -> RMSNorm * silu(z) -> Linear."""
+    """Linear to (u, z) -> causal convolution of both -> LTC-NCP(u) -> RMSNorm * silu(z) -> Linear.
+
+    The gate passes the convolution too: the few tokens before are its business, not the neurons'.
+    """
 
     def __init__(self, width: int, kernel: int, cell: CellConfig) -> None:
         super().__init__()
         self.cell = LtcNcp(width, cell)
         self.split = [width, self.cell.motor]
         self.into = nn.Linear(width, sum(self.split), bias=False)
-        self.conv = CausalConv(width, kernel)
+        self.conv = CausalConv(sum(self.split), kernel)
         self.norm = nn.RMSNorm(self.cell.motor, eps=NORM_EPS)
         self.out = nn.Linear(self.cell.motor, width, bias=False)
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> LayerState:
         wide = torch.promote_types(dtype, torch.float32)
-        neurons = torch.zeros(batch, self.cell.config.units, dtype=wide, device=device)
+        neurons = self.cell.start.detach().to(device, wide).repeat(batch, 1)
         return {**self.conv.init_state(batch, dtype, device), "neurons": neurons}
 
     def forward(self, x: Tensor, segments: Segments, state: LayerState | None) -> tuple[Tensor, LayerState]:
-        u, z = self.into(x).split(self.split, dim=-1)
-        u, after = self.conv(u, segments, state)
+        mixed, after = self.conv(self.into(x), segments, state)
+        u, z = mixed.split(self.split, dim=-1)
         v, neurons = self.cell(u, None if state is None else state["neurons"], segments.keep, segments.last)
         y = self.out(self.norm(v.to(x.dtype)) * nn.functional.silu(z))
         return y, {**after, "neurons": neurons}
