@@ -44,7 +44,8 @@ class StopSignals:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[StopSignals]:
-        wanted = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores SIGHUP: so do we
+        under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        wanted = [s for s in _SIGNALS if not (s is signal.SIGHUP and under_nohup)]
         old = {s: signal.signal(s, self._note) for s in wanted}
         try:
             yield self
