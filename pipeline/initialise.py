@@ -6,7 +6,6 @@ The text comes from the config models, so it cannot fall behind them; it is load
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 import textwrap
@@ -59,9 +58,10 @@ def write_config(path: Path, data: Sequence[Path], name: str | None = None) -> N
 
 def render(path: Path, data: Sequence[Path], name: str) -> str:
     """The file's content."""
-    inputs = [os.path.relpath(file.resolve(), path.parent.resolve()) for file in data]
+    folder = path.parent.resolve()
+    inputs = [f.relative_to(folder) if f.is_relative_to(folder) else f for f in (file.resolve() for file in data)]
     base = load_config(TREE / "configs" / "quickstart.yaml")
-    prepare = base.prepare.model_copy(update={"input": tuple(map(Path, inputs))})
+    prepare = base.prepare.model_copy(update={"input": tuple(inputs)})
     lines = [_HEAD.format(file=path), f"name: {_scalar(name)}"]
     lines += _fields(base.model_copy(update={"prepare": prepare}), "")
     return "\n".join(lines) + "\n"
