@@ -22,13 +22,13 @@ class StudentTokenizer:
     def __init__(self, folder: Path) -> None:
         """Raises UserError where the folder holds no tokenizer."""
         from tokenizers import Tokenizer
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedConfig
 
         if not (folder / "tokenizer.json").is_file():
             raise UserError(f"{folder}: no tokenizer.json in it; give the folder that training or export wrote")
         self.folder = folder
-        # The student's config.json is not transformers': only the tokenizer's own files may be consulted.
-        self.hf: Any = AutoTokenizer.from_pretrained(folder, **_own_class(folder))
+        # An empty config, so that the student's config.json, which is not transformers', is not asked.
+        self.hf: Any = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
         spec = json.loads(self.hf.backend_tokenizer.to_str())
         template = getattr(self.hf, "chat_template", None)
         self.template: str = template if isinstance(template, str) else ""
@@ -93,10 +93,3 @@ class StudentTokenizer:
 def _is_control(text: str, template: str) -> bool:
     tag = re.fullmatch(r"<.*>|\[.*\]", text) is not None and text in template
     return tag or re.fullmatch(r"<\|.*\|>", text) is not None
-
-
-def _own_class(folder: Path) -> dict[str, Any]:
-    """Without a class name in tokenizer_config.json AutoTokenizer would ask config.json, which is ours: name one."""
-    path = folder / "tokenizer_config.json"
-    named = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class")
-    return {} if named else {"tokenizer_type": "pretrained"}
