@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from shards.files import digest
-from shards.stage import read_marker
+from shards.stage import is_done
 from student_train.config import EvalJob, ExportJob, TrainJob
 from teacher_dump.config import DumpConfig, DumpJob, HFTeacher, PrepareConfig, PrepareJob, Teacher
 
@@ -60,8 +60,7 @@ class Stage:
         return self.name if self.folder.name in ("corpus", "shards", self.name) else self.folder.name
 
     def is_done(self) -> bool:
-        marker = read_marker(self.folder)
-        return marker is not None and marker.done and (marker.stage, marker.digest) == (self.name, self.digest)
+        return is_done(self.folder, self.name, self.digest)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 from .errors import ShardError, UserError
 from .header import FORMAT_VERSION, Header
-from .manifest import Manifest, plan_shards
+from .manifest import Manifest, is_whole, plan_shards
 from .order import epoch_order, rank_slice, step_rows, steps_per_epoch
 from .probe import Probe, read_probe, write_probe
 from .reader import Dataset, open_dataset
@@ -28,6 +28,7 @@ __all__ = [
     "ShardPlan",
     "UserError",
     "epoch_order",
+    "is_whole",
     "open_dataset",
     "plan_shards",
     "rank_slice",

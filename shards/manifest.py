@@ -119,6 +119,16 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether the dataset in `folder` is complete and all its files are there, by name and size: cheap, no hashing."""
+    try:
+        manifest = load_manifest(folder)
+    except ShardError:
+        return False
+    files = ((folder / shard.file, shard.bytes) for shard in manifest.shards)
+    return manifest.complete and all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
 def plan_shards(num_rows: int, rows_per_shard: int) -> tuple[ShardPlan, ...]:
     """Cut `num_rows` rows into shards of `rows_per_shard` (the last may be shorter)."""
     assert num_rows >= 0

@@ -1,7 +1,8 @@
 """Read a finished dataset: random access by row, memory-mapped, with a small cache of decoded batches.
 
 Files are opened at the first read of each process, so a `Dataset` may be forked, pickled and sent to workers.
-Content is trusted here (schema and size are checked); `verify` is what distrusts it.
+A file is hashed when it is opened: Arrow has no checksum, and a flipped bit would be read as a wrong number. That the
+numbers make sense is `verify`'s to find out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from .columns import Columns, batch_to_columns, row_at
 from .errors import ShardError
+from .files import sha256_file
 from .header import Header
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from .rows import Row
@@ -30,10 +32,10 @@ class ShardFile:
     """One open shard; `columns(b)` decodes its b-th record batch."""
 
     def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
-        """Map the file and check that it is the shard the manifest means.
+        """Map the file and check that it is, to the last bit, the shard the manifest means.
 
         Raises:
-            ShardError: it is missing, cut, not an Arrow file, or another shard.
+            ShardError: it is missing, cut, damaged, not an Arrow file, or another shard.
         """
         self._path = folder / entry.file
         if not self._path.is_file():
@@ -41,6 +43,11 @@ class ShardFile:
         size = self._path.stat().st_size
         if size != entry.bytes:
             raise ShardError(f"{self._path}: {size} bytes, {entry.bytes} in the manifest; {RESTORE_SHARD}")
+        sha256 = sha256_file(self._path)
+        if sha256 != entry.sha256:
+            raise ShardError(
+                f"{self._path}: sha256 is {sha256[:12]}, {entry.sha256[:12]} in the manifest; {RESTORE_SHARD}"
+            )
         try:
             options = pa.ipc.IpcReadOptions(use_threads=False)
             self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)), options=options)

@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import UserError
 from .files import folder_lock, read_json, write_json
+from .manifest import is_whole
 
 MARKER = "stage.json"
 
@@ -31,6 +32,18 @@ def read_marker(folder: Path) -> StageMarker | None:
     """The folder's marker, or None where no stage has begun."""
     path = folder / MARKER
     return StageMarker(**read_json(path)) if path.exists() else None
+
+
+DATASETS: dict[str, tuple[str, ...]] = {"prepare": ("train", "val"), "dump": ("train", "val")}
+"""Stages that write datasets, and the folders of these inside the stage's own."""
+
+
+def is_done(folder: Path, stage: str, digest: str) -> bool:
+    """Finished with these settings, and its datasets are still there (a lost shard makes the stage run again)."""
+    marker = read_marker(folder)
+    if marker is None or not marker.done or (marker.stage, marker.digest) != (stage, digest):
+        return False
+    return all(is_whole(folder / dataset) for dataset in DATASETS.get(stage, ()))
 
 
 class StageFolder:

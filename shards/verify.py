@@ -17,7 +17,6 @@ from .checks.flat import flatten
 from .checks.offbyone import OffByOne
 from .checks.rows import ROWS, SHAPES, check_rows, check_scored_shape, check_shapes
 from .errors import ShardError
-from .files import sha256_file
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from .reader import RESTORE_SHARD, ShardFile
 
@@ -118,9 +117,6 @@ def _check_shard(folder: Path, entry: ShardEntry, manifest: Manifest, found: Fin
     """Hash and schema of one shard and, given a `probe`, its content."""
     path = folder / entry.file
     try:
-        if path.is_file() and (sha256 := sha256_file(path)) != entry.sha256:
-            found.shard(FILES, f"sha256 is {sha256[:12]}, {entry.sha256[:12]} in the manifest; {RESTORE_SHARD}")
-            return
         shard = ShardFile(folder, entry, manifest)
         if probe is not None:
             _check_content(shard, entry, manifest, found, probe)

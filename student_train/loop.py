@@ -17,7 +17,7 @@ import torch.distributed as dist
 from shards import Dataset, open_dataset, steps_per_epoch
 from shards.files import write_json
 from shards.job import Emit
-from shards.stage import StageFolder, claim, read_marker
+from shards.stage import StageFolder, claim, is_done
 
 from . import checkpoint
 from .build import build_student
@@ -52,8 +52,7 @@ def run(job: TrainJob, emit: Emit) -> None:
         UserError: on every rank alike.
         SystemExit: code 143 after a stop that was asked for; the checkpoint is saved.
     """
-    marker = read_marker(job.output)
-    if marker is not None and marker.done and marker.digest == job.digest:
+    if is_done(job.output, "train", job.digest):
         emit({"event": "note", "text": f"{job.output}: already trained"})
         return
     prepare_process(job.train)

@@ -23,7 +23,7 @@ from shards import Dataset, DatasetWriter, Header, Row, open_dataset, plan_shard
 from shards.errors import UserError
 from shards.job import Emit
 from shards.manifest import load_manifest
-from shards.stage import claim, read_marker
+from shards.stage import claim, is_done
 
 from .config import DumpJob, HFTeacher
 from .extraction import ExtractionSpec
@@ -45,8 +45,7 @@ def run(job: DumpJob, emit: Emit) -> None:
     Raises:
         UserError: a corpus, teacher or setting that cannot be used, or logits that are not finite.
     """
-    marker = read_marker(job.output)
-    if marker is not None and marker.done and marker.digest == job.digest:
+    if is_done(job.output, "dump", job.digest):
         emit({"event": "note", "text": f"{job.output}: already dumped with these settings"})
         return
     corpus = {split: _corpus(job.corpus / split) for split in SPLITS}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shards import DatasetWriter, Header, Row, plan_shards
 from shards.errors import UserError
 from shards.job import Emit
-from shards.stage import claim, read_marker
+from shards.stage import claim, is_done
 
 from .config import HFTeacher, PrepareConfig, PrepareJob
 from .corpus.formats import check_files, read_records
@@ -47,8 +47,7 @@ def run(job: PrepareJob, emit: Emit) -> None:
         UserError: corpus, tokenizer or sizes that cannot be used; the corpus is judged before a tokenizer is loaded.
     """
     config = job.prepare
-    marker = read_marker(job.output)
-    if marker is not None and marker.done and marker.digest == job.digest:
+    if is_done(job.output, "prepare", job.digest):
         emit({"event": "note", "text": f"{job.output}: already prepared with these settings"})
         return
     check_files(config.input)

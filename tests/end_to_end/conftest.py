@@ -1,4 +1,4 @@
-"""A tiny random teacher, a little real text and one config: the whole pipeline in seconds, real components throughout."""
+"""A tiny random teacher, a little real text and one config: the whole pipeline in seconds, on real components."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every mistake a user can make is answered by one line with value, place and remedy, exit code 2, nothing half-written."""
+"""A user's mistake is answered by one line with value, place and remedy, and exit code 2; nothing is half-written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def corpus(name: str, content: str | bytes) -> Callable[[Project], list[str]]:
 
 
 def override(*overrides: str, verb: str = "run") -> Callable[[Project], list[str]]:
-    return lambda project: [verb, "tiny.yaml", *overrides]
+    return lambda _: [verb, "tiny.yaml", *overrides]
 
 
 def broken_yaml(project: Project) -> list[str]:
@@ -93,7 +93,7 @@ MISTAKES = [
     Mistake("override_without_value", override("train.steps"), ("train.steps", "=")),
     Mistake("first_temperature_is_not_one", override("dump.temperatures=[2.0]"), ("temperatures", "1.0")),
     Mistake("heads_do_not_divide", override("train.student.encoder.heads=5"), ("heads", "5")),
-    Mistake("missing_config", lambda p: ["run", "nowhere.yaml"], ("nowhere.yaml",)),
+    Mistake("missing_config", lambda _: ["run", "nowhere.yaml"], ("nowhere.yaml",)),
     Mistake("broken_yaml", broken_yaml, ("broken.yaml",)),
     Mistake("config_that_is_a_list", list_config, ("list.yaml",)),
     Mistake("missing_teacher_folder", override("teacher.model=/no/such/model"), ("/no/such/model",)),
@@ -179,8 +179,8 @@ def test_a_second_writer_is_refused_by_name(project: Project) -> None:
     assert_one_helpful_line(finished, ("corpus", f"process {os.getpid()}"))
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(project: Project, tmp_path: Path, tiny_teacher_folder: Path) -> None:
-    model = tmp_path / "small_vocabulary"
+def test_a_tokenizer_larger_than_the_model_is_refused(project: Project, tiny_teacher_folder: Path) -> None:
+    model = project.folder / "small_vocabulary"
     shutil.copytree(tiny_teacher_folder, model)
     config = json.loads((model / "config.json").read_text())
     config["vocab_size"] = 64
@@ -194,8 +194,9 @@ def test_a_global_batch_that_does_not_divide_names_the_nearest(project: Project)
     assert_one_helpful_line(finished, ("global_batch", "6", "4", "8"))
 
 
-def test_a_damaged_shard_is_refused_by_name(project: Project) -> None:
+def test_a_damaged_shard_is_refused_by_name_and_made_again_once_deleted(project: Project) -> None:
     assert project.call("dump", "tiny.yaml").code == 0
+    whole = project.shard_bytes()
     shard = project.shards / "train" / "shard-00001.arrow"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 4
@@ -204,7 +205,11 @@ def test_a_damaged_shard_is_refused_by_name(project: Project) -> None:
     assert finished.code == 2, finished.output
     assert "shard-00001" in finished.output
     finished = project.call("train", "tiny.yaml")
-    assert_one_helpful_line(finished, ("shard-00001",))
+    assert_one_helpful_line(finished, ("shard-00001", "delete"))
+    shard.unlink()
+    finished = project.call("dump", "tiny.yaml")
+    assert finished.code == 0, finished.output
+    assert project.shard_bytes() == whole
 
 
 def test_every_config_key_with_a_typo_is_refused_with_its_path(project: Project) -> None:
