@@ -55,10 +55,11 @@ class Project:
     folder: Path
 
     @classmethod
-    def create(cls, folder: Path, teacher: Path, sample: Path) -> Project:
+    def create(cls, folder: Path, teacher: dict[str, str]) -> Project:
+        """`tiny.yaml` with this teacher, and a corpus of real text."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "corpus.txt").write_text(sample.read_text(encoding="utf-8")[:60_000], encoding="utf-8")
-        config = TINY_CONFIG | {"teacher": {"kind": "hf", "model": str(teacher)}}
+        (folder / "corpus.txt").write_text(SAMPLE.read_text(encoding="utf-8")[:60_000], encoding="utf-8")
+        config = TINY_CONFIG | {"teacher": teacher}
         config["prepare"] = TINY_CONFIG["prepare"] | {"input": ["corpus.txt"]}
         (folder / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         return cls(folder)
@@ -108,6 +109,25 @@ class Project:
             for p in sorted(self.shards.rglob("*"))
             if p.is_file() and p.name not in ("stage.json", ".lock")
         }
+
+    def shards_so_far(self) -> int:
+        return len(list(self.shards.glob("*/shard-*.arrow")))
+
+    def steps_so_far(self) -> int:
+        path = self.training / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def kill_once(
+        self, command: tuple[str, ...], target: str, reached: Callable[[], bool], dice: random.Random
+    ) -> None:
+        """Start `command` and kill `target` (see `pick`) a random moment after `reached`; nobody may write on."""
+        process = self.start(*command)
+        wait_until(reached, process, "the moment to kill")
+        time.sleep(dice.uniform(0, 0.1))
+        assert process.poll() is None, "it ended before the kill: make the work longer"
+        members = family(process)
+        kill(pick(members, target, dice))
+        assert_nobody_writes(self.folder, members)
 
     def losses(self, run: str = "tiny") -> list[tuple[int, str]]:
         """(step, loss with all its digits) of every metrics line of a run."""

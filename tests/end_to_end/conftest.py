@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import SAMPLE, Project
+from harness import Project
 from tiny_teacher import make_tiny_teacher
 
 
@@ -19,4 +19,4 @@ def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, tiny_teacher_folder: Path) -> Project:
     """A fresh working folder with `tiny.yaml` in it."""
-    return Project.create(tmp_path, tiny_teacher_folder, SAMPLE)
+    return Project.create(tmp_path, {"kind": "hf", "model": str(tiny_teacher_folder)})
