@@ -26,7 +26,7 @@ from .load import variant_config
 Name = Literal["prepare", "dump", "train", "eval", "export", "report"]
 
 # Raise a number when a stage writes something else for the same settings; what was done before is then done anew.
-STAGE_VERSIONS: dict[Name, int] = {"prepare": 1, "dump": 1, "train": 1, "eval": 1, "export": 1, "report": 1}
+STAGE_VERSIONS: dict[Name, int] = {"prepare": 1, "dump": 1, "train": 1, "eval": 2, "export": 1, "report": 1}
 
 
 @dataclass(frozen=True)

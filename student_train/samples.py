@@ -19,6 +19,7 @@ from .scores import TOP, Predictor
 
 CONTEXT_TOKENS = 32
 LEAST_CONTEXT = 8
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 def sample_positions(
@@ -26,6 +27,7 @@ def sample_positions(
 ) -> list[dict[str, Any]]:
     """`count` validation positions, evenly spread: context, label, and the most likely tokens of teacher and student.
 
+    Labels that are a part of a character are passed over where there are others.
     Taken from the probe, whose distributions are full; without one, from captures (the stored head).
     """
     if count == 0:
@@ -34,7 +36,7 @@ def sample_positions(
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     places = _probe_places(probe) if probe is not None and len(probe.position) else _capture_places(val)
-    readable = [(r, i, e) for r, i, e in places if i - _segment_start(val[r], i) + 1 >= LEAST_CONTEXT]
+    readable = [(r, i, e) for r, i, e in places if _is_readable(val[r], i, tokenizer)]
     if len(readable) < count:
         readable = places
     count = min(count, len(readable))
@@ -55,6 +57,12 @@ def _probe_places(probe: Probe) -> list[tuple[int, int, int]]:
 def _capture_places(val: Dataset, rows: int = 200) -> list[tuple[int, int, int]]:
     """(row, position, index into the row's capture) of the first rows."""
     return [(r, int(i), n) for r, row in enumerate(val.rows(0, rows)) for n, i in enumerate(row.scored_positions())]
+
+
+def _is_readable(row: Row, position: int, tokenizer: Any) -> bool:
+    """Enough context before the label, and a label that is whole characters (byte-level tokens may be parts of one)."""
+    enough = position - _segment_start(row, position) + 1 >= LEAST_CONTEXT
+    return enough and _BROKEN not in tokenizer.decode([int(row.input_ids[position + 1])])
 
 
 def _segment_start(row: Row, position: int) -> int:
@@ -89,7 +97,7 @@ def _sample(
     start = max(_segment_start(row, position), position + 1 - CONTEXT_TOKENS)
     student = zip(ids.tolist(), values.exp().tolist(), strict=True)
     return {
-        "context": tokenizer.decode(row.input_ids[start : position + 1].tolist()),
+        "context": tokenizer.decode(row.input_ids[start : position + 1].tolist()).lstrip(_BROKEN),
         "label": tokenizer.decode([int(row.input_ids[position + 1])]),
         "teacher": [[tokenizer.decode([i]), p] for i, p in teacher],
         "student": [[tokenizer.decode([i]), p] for i, p in student],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import Project
 
-STAGES = ("prepare", "dump", "train", "eval", "export", "report")
+from shards import DatasetWriter, open_dataset, plan_shards
 
 
 def stage_times(project: Project) -> dict[str, int]:
@@ -49,8 +51,21 @@ def test_a_run_goes_through_every_stage_and_then_recomputes_only_what_changed(pr
     )
 
 
-def test_the_dump_verifies_and_a_shift_of_labels_does_not(project: Project, tmp_path: Path) -> None:
-    dumped = project.call("dump", "tiny.yaml")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_real_dump_is_aligned_and_one_with_labels_shifted_by_one_is_not(tmp_path: Path, smollm2_folder: Path) -> None:
+    project = Project.create(tmp_path, {"kind": "packaged", "name": "smollm2-135m-instruct"})
+    dumped = project.call("dump", "tiny.yaml", "prepare.max_tokens=5000", timeout=600)
     assert dumped.code == 0, dumped.output
     verified = project.call("shards", "verify", str(project.shards / "train"))
     assert verified.code == 0, verified.output
+    assert "off-by-one: ok" in verified.output
+
+    dataset = open_dataset(project.shards / "train")
+    shifted = project.folder / "shifted"
+    writer = DatasetWriter(shifted, dataset.header, plan_shards(len(dataset), len(dataset)))
+    writer.write(writer.plan[0], [replace(row, input_ids=np.roll(row.input_ids, 1)) for row in dataset.rows()])
+    writer.close()
+    refused = project.call("shards", "verify", str(shifted))
+    assert refused.code == 2, refused.output
+    assert "off-by-one: failed" in refused.output
