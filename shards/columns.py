@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from . import compact
 from .header import Header
+from .lists import Lists
 from .rounding import round_mantissa
 from .rows import Capture, Row
-from .schema import PAIRS, column_names
+from .schema import PAIRS, column_names, logical_type
 
 Array = NDArray[Any]
 _NO_IDS, _NO_FLAGS = np.empty(0, np.int64), np.empty(0, np.bool_)
@@ -26,21 +28,6 @@ _SCALARS: dict[str, Callable[[Row], Any]] = {
     "source": lambda row: row.source,
     "scored_bytes": lambda row: row.scored_bytes,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Lists:
-    """A list column of one batch: row r has `values[offsets[r]:offsets[r + 1]]`."""
-
-    offsets: NDArray[np.int64]  # [rows + 1], first is 0
-    values: Array  # [total] (prompt_runs: [total, 2])
-
-    def __getitem__(self, r: int) -> Array:
-        return self.values[self.offsets[r] : self.offsets[r + 1]]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +44,31 @@ class Columns:
 
 
 def rows_to_batch(rows: Sequence[Row], header: Header, schema: pa.Schema) -> pa.RecordBatch:
-    """One record batch of `rows`, float columns rounded to 12 mantissa bits."""
+    """One record batch of `rows`, float columns rounded to 12 mantissa bits or coded."""
     for row in rows:
         _check_shapes(row, header)
-    arrays = []
-    for field in schema:
-        if field.name in _SCALARS:
-            arrays.append(pa.array([_SCALARS[field.name](row) for row in rows], field.type))
-        else:
-            arrays.append(_list_array([_values(row, field.name) for row in rows], field))
+    lists = {
+        name: _gathered([_values(row, name) for row in rows], name)
+        for name in column_names(header)
+        if name not in _SCALARS
+    }
+    if header.encoding == "compact":
+        lists = compact.encode(lists, header)
+    arrays = [
+        pa.array([_SCALARS[field.name](row) for row in rows], field.type)
+        if field.name in _SCALARS
+        else _list_array(lists[field.name], field)
+        for field in schema
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def batch_to_columns(batch: pa.RecordBatch) -> Columns:
-    """Decode one batch; flags are unpacked, everything else is a view."""
+def batch_to_columns(batch: pa.RecordBatch, header: Header) -> Columns:
+    """Decode one batch. Plain: flags are unpacked, everything else is a view. Compact: see `compact.decode`.
+
+    Raises:
+        ShardError: the columns of a compact batch do not fit each other.
+    """
     lists: dict[str, Lists] = {}
     scalars: dict[str, Array] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -84,6 +82,8 @@ def batch_to_columns(batch: pa.RecordBatch) -> Columns:
         else:
             numbers = values.to_numpy(zero_copy_only=False)
         lists[name] = Lists(offsets - offsets[0], numbers)
+    if header.encoding == "compact":
+        lists = compact.decode(lists, header)
     return Columns(lists, scalars, batch.num_rows)
 
 
@@ -131,21 +131,26 @@ def _values(row: Row, name: str) -> Array:
     return np.reshape(getattr(owner, name), -1)
 
 
-def _list_array(parts: list[Array], field: pa.Field) -> pa.Array:
+def _gathered(parts: list[Array], name: str) -> Lists:
+    """The lists of one column, end to end. Pairs lie flat."""
     values = np.concatenate(parts)
+    kind = logical_type(name).value_type
+    item = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+    assert values.dtype == item.to_pandas_dtype(), f"{name}: {values.dtype} given, {item} stored"
     sizes = np.array([len(part) for part in parts], np.int64)
-    item = field.type.value_type
-    if field.type == PAIRS:
-        sizes //= 2
-        item = item.value_type
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    return Lists(np.concatenate([[0], np.cumsum(sizes)]), values)
+
+
+def _list_array(lists: Lists, field: pa.Field) -> pa.Array:
+    values, offsets, item = lists.values, lists.offsets, field.type.value_type
     assert offsets[-1] < 2**31, f"{field.name}: too many values for one batch; write fewer rows a batch"
-    assert values.dtype == item.to_pandas_dtype(), f"{field.name}: {values.dtype} given, {item} stored"
     if values.dtype == np.float32:
         values = round_mantissa(values)
-    flat = pa.array(values, item)
     if field.type == PAIRS:
-        flat = pa.FixedSizeListArray.from_arrays(flat, type=field.type.value_type)
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(values, item.value_type), type=item)
+        offsets = offsets // 2
+    else:
+        flat = pa.array(values, item)
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), flat, type=field.type)
 
 

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import ShardError
 from .files import canonical_json
 
 FORMAT_NAME = "minicodformer-shards"
 FORMAT_VERSION = 1
+Encoding = Literal["plain", "compact"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 OPTIONAL_COLUMNS = ("tail_logprobs", "logsumexp")
 
 
@@ -29,7 +31,8 @@ class Header:
     """Rows of the teacher's embedding, padding included."""
     max_length: int
     """Tokens in a row, at most."""
-    encoding: Literal["plain"] = "plain"
+    encoding: Encoding = "plain"
+    """`compact` (captures only): a third to a half of the bytes, lossy within stated bounds."""
     head_size: int = 0
     """K: most likely ids kept at a position, at most (must-keep ids come on top)."""
     head_mass: float = 1.0
@@ -52,6 +55,7 @@ class Header:
 
     def __post_init__(self) -> None:
         assert self.kind in ("rows", "captures"), self.kind
+        assert self.encoding == "plain" or self.kind == "captures", "only captures can be compact"
         assert self.num_rows >= 0
         assert 0 < self.vocab_size <= self.vocab_rows, (self.vocab_size, self.vocab_rows)
         assert self.temperatures[:1] == (1.0,), self.temperatures
@@ -74,6 +78,8 @@ class Header:
         wrong = sorted(known ^ set(values))
         if wrong:
             raise ShardError(f"header: field '{wrong[0]}' is unknown or missing; the file is not of format version 1")
+        if values["encoding"] not in ENCODINGS:
+            raise ShardError(f"header: encoding '{values['encoding']}' is unknown; update the program")
         arguments: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         return Header(**arguments)
 

@@ -37,7 +37,7 @@ class ShardFile:
         Raises:
             ShardError: it is missing, cut, damaged, not an Arrow file, or another shard.
         """
-        self._path = folder / entry.file
+        self._path, self._header = folder / entry.file, manifest.header
         if not self._path.is_file():
             raise ShardError(f"{self._path}: missing; restore it, or {_RUN_AGAIN}")
         size = self._path.stat().st_size
@@ -78,7 +78,10 @@ class ShardFile:
             ) from None
         if nulls:
             raise ShardError(f"{self._path}: batch {index} has nulls in '{nulls[0]}'; {RESTORE_SHARD}")
-        return batch_to_columns(batch)
+        try:
+            return batch_to_columns(batch, self._header)
+        except ShardError as error:
+            raise ShardError(f"{self._path}: batch {index} cannot be decoded ({error}); {RESTORE_SHARD}") from None
 
 
 class Dataset:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from .compact import DECODING, plane_sizes
 from .files import canonical_json
 from .header import FORMAT_NAME, FORMAT_VERSION, OPTIONAL_COLUMNS, Header
 
@@ -27,9 +28,12 @@ class ShardPlan:
         return f"shard-{self.index:05d}.arrow"
 
 
+Field = tuple[str, pa.DataType, str]
+"""Name, type, documentation."""
+
 PAIRS = pa.list_(pa.list_(pa.int32(), 2))
 
-_ROW_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
+_ROW_FIELDS: tuple[Field, ...] = (
     ("row_id", pa.uint64(), "index in the prepared corpus; identity is (corpus fingerprint, row_id)"),
     ("input_ids", pa.list_(pa.int32()), "T tokens; position i predicts token i + 1, its label"),
     ("segment_starts", pa.list_(pa.int32()), "G first indices of segments, the first is 0; context begins anew there"),
@@ -41,7 +45,7 @@ _ROW_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("scored_bytes", pa.int64(), "UTF-8 bytes that the scored labels stand for"),
 )
 
-_CAPTURE_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
+_CAPTURE_FIELDS: tuple[Field, ...] = (
     ("head_lengths", pa.list_(pa.uint16()), "n: ids in each position's head"),
     ("head_ids", pa.list_(pa.int32()), "sum(head_lengths): the most likely ids, position-major, most likely first"),
     ("head_logprobs", pa.list_(pa.float32()), "sum(head_lengths): their natural log-probabilities at T = 1"),
@@ -65,7 +69,11 @@ ABOUT = (
     " of `scored` in order; cut them with cumulative sums of head_lengths and tail_lengths. All probabilities are of"
     " the real vocabulary (ids below header.vocab_size). Target at T = 1 for one scored position:"
     " q(id) = (1 - rest) * softmax(head_logprobs)(id) for head ids, plus rest * count / m for tail ids, m = sum of the"
-    " position's tail_counts; with m = 0 the rest is a bucket. float32 columns are rounded to 12 mantissa bits."
+    " position's tail_counts; with m = 0 the rest is a bucket."
+)
+_PLAIN = " float32 columns are rounded to 12 mantissa bits."
+_COMPACT = (
+    " This file is compact: the metadata entry `decoding` says how the columns named here come out of those stored."
 )
 
 
@@ -92,14 +100,38 @@ def arrow_schema(header: Header, plan: ShardPlan, rows_per_batch: int) -> pa.Sch
         "format_version": str(FORMAT_VERSION),
         "header": canonical_json(header.to_json()),
         "shard": canonical_json(shard),
-        "about": ABOUT,
+        "about": ABOUT + (_COMPACT if header.encoding == "compact" else _PLAIN),
     }
-    fields = [
-        pa.field(name, kind, nullable=False, metadata={"doc": doc})
-        for name, kind, doc in (*_ROW_FIELDS, *_CAPTURE_FIELDS)
-        if name in wanted
-    ]
-    return pa.schema(fields, metadata=metadata)
+    fields = [field for field in (*_ROW_FIELDS, *_CAPTURE_FIELDS) if field[0] in wanted]
+    if header.encoding == "compact":
+        metadata["decoding"] = DECODING
+        fields = _compact_fields(fields, header)
+    return pa.schema(
+        [pa.field(name, kind, nullable=False, metadata={"doc": doc}) for name, kind, doc in fields], metadata=metadata
+    )
+
+
+def logical_type(name: str) -> pa.DataType:
+    """Arrow type of a logical column, whatever the encoding."""
+    return next(kind for field, kind, _ in (*_ROW_FIELDS, *_CAPTURE_FIELDS) if field == name)
+
+
+def _compact_fields(fields: list[Field], header: Header) -> list[Field]:
+    """The planes in the place of the columns that they hold."""
+    sizes = plane_sizes(header)
+    stored: list[Field] = []
+    for name, kind, doc in fields:
+        name, doc = (
+            ("head_values", "steps of 1/16 nat below the head's maximum") if name == "head_logprobs" else (name, doc)
+        )
+        if name == "head_ids":
+            stored += _planes("id_order", sizes["id_order"], "ids in a better order than that of their numbers")
+        stored += _planes(name, sizes[name], doc) if name in sizes else [(name, kind, doc)]
+    return stored
+
+
+def _planes(name: str, size: int, doc: str) -> list[Field]:
+    return [(f"{name}_{k}", pa.list_(pa.uint8()), f"byte {k} of the codes of {name} ({doc})") for k in range(size)]
 
 
 def schema_difference(found: pa.Schema, expected: pa.Schema) -> str | None:

@@ -1,4 +1,4 @@
-"""Checks of what the teacher said: heads, masses, tails, labels. Tolerances follow from the 12-bit rounding.
+"""Checks of what the teacher said: heads, masses, tails, labels. Tolerances follow from rounding or codes: `Slack`.
 
 Shapes: N positions, H head entries, S tail entries. See `FORMAT.md` for each rule in words.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..codes import HEAD_ERROR, LAST_VALUE, NATS_ERROR, ODDS_ERROR, VALUE_STEP
 from ..header import Header
 from ..rounding import RELATIVE_ERROR
 from .findings import Findings
@@ -19,10 +20,28 @@ from .flat import Array, Entries, Flat, entries
 HEADS, MASS, TAILS, LABELS = "heads", "mass", "tails", "labels"
 ARITHMETIC = 1e-4
 """Absolute slack for sums over a vocabulary in the teacher's fp32."""
-_STEP = 2 * RELATIVE_ERROR
-"""Two stored values of one number differ by this at most, relatively."""
 _SUM_DOUBT = 1e-6
 """A rest mass below this may come from rounding alone; it need not have draws."""
+
+
+@dataclass(frozen=True)
+class Slack:
+    """By how much stored numbers may miss the true ones."""
+
+    relative: float
+    """Two stored values of one mass differ by this at most, relatively."""
+    logprob: float
+    """Absolute error of a log-probability in a head, on top of that."""
+    nats: float
+    """Absolute error of the log-probability of a label or drawn id, and of an entropy."""
+    cut: float
+    """Head log-probabilities this far below the maximum may be too high by anything."""
+
+
+_SLACKS = {
+    "plain": Slack(2 * RELATIVE_ERROR, 0.0, 0.0, np.inf),
+    "compact": Slack(2.05 * ODDS_ERROR, HEAD_ERROR, NATS_ERROR, (LAST_VALUE - 0.5) / VALUE_STEP),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +66,18 @@ class _View:
 
     @property
     def tolerance(self) -> NDArray[np.float64]:
-        """[N] by how much masses may miss one: rounding moves log p by |log p| / 2**13, the rest by rest / 2**13."""
-        return RELATIVE_ERROR * (self.head_entropy + self.rest[:, 0]) + ARITHMETIC
+        """[N] by how much masses may miss one: rounding moves log p by |log p| / 2**13, the rest by rest / 2**13.
+
+        Codes: they move the logit of the rest, and log-probabilities of tokens outside the head.
+        """
+        rounding = RELATIVE_ERROR * (self.head_entropy + self.rest[:, 0]) + ARITHMETIC
+        if self.header.encoding == "plain":
+            return rounding
+        return rounding + self.rest[:, 0] * (self.slack.relative * (1 - self.rest[:, 0]) + 2 * self.slack.nats)
+
+    @property
+    def slack(self) -> Slack:
+        return _SLACKS[self.header.encoding]
 
 
 def check_captures(flat: Flat, header: Header, found: Findings) -> None:
@@ -81,12 +110,13 @@ def _check_numbers(flat: Flat, header: Header, found: Findings) -> bool:
     heads, tails = entries(flat.column("head_lengths")), entries(flat.column("tail_lengths"))
     owner = {"head_logprobs": heads.owner, "tail_logprobs": tails.owner}
     owner["rest_mass"] = np.repeat(np.arange(n), len(header.temperatures))
+    most = _SLACKS[header.encoding]
     limits = {
         "head_logprobs": (-np.inf, ARITHMETIC),
         "tail_logprobs": (-np.inf, ARITHMETIC),
         "label_logprob": (-np.inf, ARITHMETIC),
         "rest_mass": (0.0, 1.0 + ARITHMETIC),
-        "entropy": (0.0, float(np.log(header.vocab_size)) * (1 + RELATIVE_ERROR) + ARITHMETIC),
+        "entropy": (0.0, float(np.log(header.vocab_size)) * (1 + RELATIVE_ERROR) + ARITHMETIC + most.nats),
         "logsumexp": (-np.inf, np.inf),
     }
     fine = True
@@ -123,7 +153,8 @@ def _check_heads(view: _View, found: Findings) -> None:
     if header.head_mass < 1.0 and view.pure_prefix and most:
         last = head.sum(np.exp(view.head_logprobs) * (head.place == head.lengths[head.owner] - 1))
         early = (head.lengths < most) & (view.head_mass < header.head_mass - view.tolerance)
-        late = (head.lengths > 1) & (view.head_mass - last >= header.head_mass + view.tolerance)
+        unsure = view.tolerance + last * view.slack.logprob
+        late = (head.lengths > 1) & (view.head_mass - last >= header.head_mass + unsure)
         what = f"the head is not the shortest prefix with mass {header.head_mass}"
         found.positions(HEADS, what, early | late, flat, lambda p: f"{head.lengths[p]} ids, {view.head_mass[p]:.5f}")
 
@@ -137,10 +168,11 @@ def _check_mass(view: _View, found: Findings) -> None:
         for column, temperature in enumerate(view.header.temperatures):
             gain = (rest[:, column] - rest[:, 0]) * np.sign(temperature - 1.0)
             what = f"rest_mass at T = {temperature} is on the wrong side of that at T = 1"
-            slack = _STEP * rest.max(axis=1, initial=0.0) + ARITHMETIC
+            slack = view.slack.relative * rest.max(axis=1, initial=0.0) + ARITHMETIC
             found.positions(MASS, what, gain < -slack, flat, lambda p: rest[p].tolist())
     entropy = flat.column("entropy").astype(np.float64)
-    below = entropy < view.head_entropy * (1 - _STEP) - 10 * ARITHMETIC
+    doubt = view.head_mass * view.slack.logprob * (1 + view.head_entropy) + view.slack.nats + 10 * ARITHMETIC
+    below = entropy < view.head_entropy * (1 - view.slack.relative) - doubt
     what = "entropy is below the head's own part of it"
     found.positions(MASS, what, below, flat, lambda p: f"{entropy[p]:.5f} < {view.head_entropy[p]:.5f}")
 
@@ -159,7 +191,7 @@ def _check_tails(view: _View, found: Findings) -> None:
     counts = flat.column("tail_counts").astype(np.int64)
     found.positions(TAILS, "a tail count is 0", tail.any(counts == 0), flat, _tail_text(view))
     draws = tail.sum(counts).astype(np.int64)
-    fewest, most = _draws_expected(view.rest[:, 0], header)
+    fewest, most = _draws_expected(view.rest[:, 0], header, view.slack.relative)
     wrong = (draws < fewest) | (draws > most)
     what = f"the number of draws does not follow {header.tail or 'no tail'}"
     found.positions(TAILS, what, wrong, flat, lambda p: f"{draws[p]} draws at rest mass {view.rest[p, 0]:.5g}")
@@ -170,14 +202,14 @@ def _check_tails(view: _View, found: Findings) -> None:
         found.positions(TAILS, what, wrong, flat, lambda p: f"{drawn[p]:.5f} > {view.rest[p, 0]:.5f}")
 
 
-def _draws_expected(rest: Array, header: Header) -> tuple[Array, Array]:
-    """[N] fewest and most draws that the header's rule allows for a rounded rest mass."""
+def _draws_expected(rest: Array, header: Header, doubt: float) -> tuple[Array, Array]:
+    """[N] fewest and most draws that the header's rule allows for a rest mass known up to `doubt`, relatively."""
     if "draws" in header.tail:
         fewest = most = np.full(len(rest), header.tail["draws"], np.int64)
     else:
         per_mass = header.tail.get("draws_per_mass", 0.0)
-        fewest = np.ceil(per_mass * rest * (1 - _STEP)).astype(np.int64)
-        most = np.ceil(per_mass * rest * (1 + _STEP)).astype(np.int64)
+        fewest = np.ceil(per_mass * rest * (1 - doubt)).astype(np.int64)
+        most = np.ceil(per_mass * rest * (1 + doubt)).astype(np.int64)
         most = np.maximum(most, 1 if per_mass else 0)
     return np.where(rest < _SUM_DOUBT, 0, fewest), most
 
@@ -194,10 +226,14 @@ def _check_labels(view: _View, found: Findings) -> None:
     place[head.owner[hit]] = head.place[hit]
     stored[head.owner[hit]] = view.head_logprobs[hit]
     inside = place >= 0
-    apart = inside & (np.abs(stored - logprob) > _STEP * np.abs(stored) + 1e-6)
+    apart = inside & (np.abs(stored - logprob) > _label_slack(view, stored))
     what = "label_logprob is not the label's log-prob in the head"
     found.positions(LABELS, what, apart, flat, lambda p: f"{logprob[p]:.5f} against {stored[p]:.5f}")
-    misplaced = inside & ((rank != place) if view.pure_prefix else (rank < place))
+    first, last = place, place
+    if view.header.encoding == "compact":  # any place among equal values
+        first = head.sum(view.head_logprobs > stored[head.owner]).astype(np.int64)
+        last = head.sum(view.head_logprobs >= stored[head.owner]).astype(np.int64) - 1
+    misplaced = inside & ((rank < first) | ((rank > last) & view.pure_prefix))
     what = "label_rank is not the label's place in the head"
     found.positions(LABELS, what, misplaced, flat, lambda p: f"rank {rank[p]}, place {place[p]}")
 
@@ -207,6 +243,18 @@ def _check_labels(view: _View, found: Findings) -> None:
     heavy = ~inside & (np.exp(logprob) > view.rest[:, 0] + view.tolerance)
     what = "a label outside the head weighs more than the rest mass"
     found.positions(LABELS, what, heavy, flat, lambda p: f"{np.exp(logprob[p]):.5f} > {view.rest[p, 0]:.5f}")
+
+
+def _label_slack(view: _View, stored: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N] how far a label's log-prob may be from `stored`, that in the head."""
+    if view.header.encoding == "plain":
+        return view.slack.relative * np.abs(stored) + 1e-6
+    top = np.full(len(stored), -np.inf)
+    np.maximum.at(top, view.head.owner, view.head_logprobs)
+    cut = top - stored >= view.slack.cut
+    return np.where(
+        cut, np.inf, view.slack.logprob + view.slack.nats + ARITHMETIC + 2 * RELATIVE_ERROR * np.abs(stored)
+    )
 
 
 def _check_ids(view: _View, owned: Entries, ids: Array, name: str, check: str, found: Findings) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..columns import Columns, Lists
+from ..columns import Columns
+from ..lists import Lists
 
 Array = NDArray[Any]
 

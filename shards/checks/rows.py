@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..columns import Lists
 from ..header import Header
+from ..lists import Lists
 from .findings import Findings
 from .flat import Flat, owners, per_row_sum
 
