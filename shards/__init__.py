@@ -3,6 +3,7 @@
 `FORMAT.md` is the spec. What is named here is public; everything else may change.
 """
 
+from .convert import convert
 from .errors import ShardError, UserError
 from .header import FORMAT_VERSION, Header
 from .manifest import Manifest, is_whole, plan_shards
@@ -27,6 +28,7 @@ __all__ = [
     "ShardError",
     "ShardPlan",
     "UserError",
+    "convert",
     "epoch_order",
     "is_whole",
     "open_dataset",

@@ -5,7 +5,7 @@ shard, so one lost file still says which teacher, tokenizer and rules made it. R
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from .errors import ShardError
@@ -15,6 +15,8 @@ FORMAT_NAME = "minicodformer-shards"
 FORMAT_VERSION = 1
 Encoding = Literal["plain", "compact"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+DECODED_FROM = "decoded_from"
+"""Key of `Header.extra` in a plain dataset that was compact before."""
 OPTIONAL_COLUMNS = ("tail_logprobs", "logsumexp")
 
 
@@ -61,6 +63,18 @@ class Header:
         assert self.temperatures[:1] == (1.0,), self.temperatures
         assert set(self.tail) <= {"draws", "draws_per_mass"}, self.tail
         assert set(self.optional_columns) <= set(OPTIONAL_COLUMNS), self.optional_columns
+
+    @property
+    def coded(self) -> bool:
+        """Whether the numbers went through the codes of the compact encoding."""
+        return self.encoding == "compact" or self.extra.get(DECODED_FROM) == "compact"
+
+    def with_encoding(self, encoding: Encoding) -> Header:
+        """The header of a conversion: plain values that were codes once are marked, for `verify` to be lenient."""
+        extra = {name: value for name, value in self.extra.items() if name != DECODED_FROM}
+        if self.encoding == "compact" and encoding == "plain":
+            extra[DECODED_FROM] = "compact"
+        return replace(self, encoding=encoding, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: exactly what a manifest gives back."""

@@ -32,6 +32,10 @@ class _Counts:
     scored: int = 0
     dead_mass_sum: float = 0.0
 
+    @property
+    def dead_row_mass(self) -> float:
+        return self.dead_mass_sum / max(1, self.scored)
+
 
 class DatasetWriter:
     """Creates or resumes the dataset in `folder`: ask `missing`, `write` each of those shards, `close`."""
@@ -58,8 +62,11 @@ class DatasetWriter:
         sealed = {shard.file for shard in self._manifest.shards}
         return [shard for shard in self.plan if shard.file not in sealed]
 
-    def write(self, plan: ShardPlan, rows: Iterable[Row]) -> None:
-        """Seal one shard with exactly the planned rows, in order. An exception leaves no shard and is passed on."""
+    def write(self, plan: ShardPlan, rows: Iterable[Row], dead_row_mass: float | None = None) -> None:
+        """Seal one shard with exactly the planned rows, in order. An exception leaves no shard and is passed on.
+
+        `dead_row_mass`: the shard's mean, where rows that were read do not know it; None: from the captures.
+        """
         assert plan in self.missing(), f"{plan.file} is sealed already or not planned"
         final = self.folder / plan.file
         temporary = self.folder / f".{plan.file}.tmp"
@@ -73,7 +80,7 @@ class DatasetWriter:
                 scored=counts.scored,
                 bytes=temporary.stat().st_size,
                 sha256=sha256_file(temporary),
-                dead_row_mass=counts.dead_mass_sum / max(1, counts.scored),
+                dead_row_mass=counts.dead_row_mass if dead_row_mass is None else dead_row_mass,
             )
             publish(temporary, final)
             self._list([*self._manifest.shards, entry])

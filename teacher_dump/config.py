@@ -105,7 +105,8 @@ class DumpConfig(Strict):
     """Also store the log-probability of every drawn id (study dumps)."""
     logsumexp: bool = False
     """Also store the normaliser: raw logit = logprob + logsumexp."""
-    encoding: Literal["plain"] = "plain"
+    encoding: Literal["plain", "compact"] = "plain"
+    """plain: any Arrow tool computes on it; compact: about half the bytes, lossy within bounds (shards/FORMAT.md)."""
     seed: int = 0
     """Mixed into the uniforms of the tail draws."""
     rows_per_shard: int = Field(512, ge=1)

@@ -1,10 +1,10 @@
-"""`shards inspect` and `shards verify`: look into a dataset, distrust a dataset."""
+"""`shards inspect`, `verify` and `convert`: look into a dataset, distrust it, write it in another encoding."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,9 +18,12 @@ Folder = Annotated[
 
 
 def add(app: typer.Typer) -> None:
-    group = typer.Typer(help="Look into shards.", no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(help="Look into shards, convert them.", no_args_is_help=True, rich_markup_mode=None)
     group.command(epilog="Example: minicodformer shards inspect dumps/quickstart/shards/train --rows 1")(inspect)
     group.command(epilog="Example: minicodformer shards verify dumps/quickstart/shards")(verify)
+    group.command(
+        epilog="Example: minicodformer shards convert dumps/quickstart/shards dumps/small/shards --to compact"
+    )(convert)
     app.add_typer(group, name="shards")
 
 
@@ -68,6 +71,27 @@ def verify(
             typer.echo(f"{path}: {'ok' if report.ok else f'{len(report.problems)} problem(s)'}")
     if not all(report.ok for report in reports.values()):
         raise typer.Exit(EXIT_USER)
+
+
+def convert(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder; an interrupted conversion goes on in it.")],
+    to: Annotated[Literal["plain", "compact"], typer.Option("--to", help="The encoding to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a dump again in another encoding; fingerprints, rows and shards stay what they are."""
+    from ..convert import convert_folder
+
+    results = convert_folder(folder, datasets_in(folder), out, to, lambda text: typer.echo(text, err=True))
+    if as_json:
+        typer.echo(json.dumps([result.to_json() for result in results], indent=1, ensure_ascii=False))
+        return
+    for result in results:
+        before, after = (size / max(1, result.scored) for size in (result.bytes_before, result.bytes_after))
+        typer.echo(
+            f"{result.out}: {to}, {result.shards} shards, {result.scored:,} scored positions, "
+            f"{result.bytes_before:,} -> {result.bytes_after:,} bytes ({before:.1f} -> {after:.1f} a scored position)"
+        )
 
 
 def datasets_in(folder: Path) -> list[Path]:

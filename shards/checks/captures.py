@@ -38,10 +38,13 @@ class Slack:
     """Head log-probabilities this far below the maximum may be too high by anything."""
 
 
-_SLACKS = {
-    "plain": Slack(2 * RELATIVE_ERROR, 0.0, 0.0, np.inf),
-    "compact": Slack(2.05 * ODDS_ERROR, HEAD_ERROR, NATS_ERROR, (LAST_VALUE - 0.5) / VALUE_STEP),
-}
+_ROUNDED = Slack(2 * RELATIVE_ERROR, 0.0, 0.0, np.inf)
+_CODED = Slack(2.05 * ODDS_ERROR, HEAD_ERROR, NATS_ERROR, (LAST_VALUE - 0.5) / VALUE_STEP)
+
+
+def slack_of(header: Header) -> Slack:
+    """By what the numbers of a dataset went through."""
+    return _CODED if header.coded else _ROUNDED
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +74,13 @@ class _View:
         Codes: they move the logit of the rest, and log-probabilities of tokens outside the head.
         """
         rounding = RELATIVE_ERROR * (self.head_entropy + self.rest[:, 0]) + ARITHMETIC
-        if self.header.encoding == "plain":
+        if not self.header.coded:
             return rounding
         return rounding + self.rest[:, 0] * (self.slack.relative * (1 - self.rest[:, 0]) + 2 * self.slack.nats)
 
     @property
     def slack(self) -> Slack:
-        return _SLACKS[self.header.encoding]
+        return slack_of(self.header)
 
 
 def check_captures(flat: Flat, header: Header, found: Findings) -> None:
@@ -110,7 +113,7 @@ def _check_numbers(flat: Flat, header: Header, found: Findings) -> bool:
     heads, tails = entries(flat.column("head_lengths")), entries(flat.column("tail_lengths"))
     owner = {"head_logprobs": heads.owner, "tail_logprobs": tails.owner}
     owner["rest_mass"] = np.repeat(np.arange(n), len(header.temperatures))
-    most = _SLACKS[header.encoding]
+    most = slack_of(header)
     limits = {
         "head_logprobs": (-np.inf, ARITHMETIC),
         "tail_logprobs": (-np.inf, ARITHMETIC),
@@ -230,7 +233,7 @@ def _check_labels(view: _View, found: Findings) -> None:
     what = "label_logprob is not the label's log-prob in the head"
     found.positions(LABELS, what, apart, flat, lambda p: f"{logprob[p]:.5f} against {stored[p]:.5f}")
     first, last = place, place
-    if view.header.encoding == "compact":  # any place among equal values
+    if view.header.coded:  # any place among equal values
         first = head.sum(view.head_logprobs > stored[head.owner]).astype(np.int64)
         last = head.sum(view.head_logprobs >= stored[head.owner]).astype(np.int64) - 1
     misplaced = inside & ((rank < first) | ((rank > last) & view.pure_prefix))
@@ -247,7 +250,7 @@ def _check_labels(view: _View, found: Findings) -> None:
 
 def _label_slack(view: _View, stored: NDArray[np.float64]) -> NDArray[np.float64]:
     """[N] how far a label's log-prob may be from `stored`, that in the head."""
-    if view.header.encoding == "plain":
+    if not view.header.coded:
         return view.slack.relative * np.abs(stored) + 1e-6
     top = np.full(len(stored), -np.inf)
     np.maximum.at(top, view.head.owner, view.head_logprobs)

@@ -56,7 +56,7 @@ def test_schema_differences_are_told_in_words(build):
 def test_public_names_are_pinned():
     assert shards.__all__ == [
         "FORMAT_VERSION", "Capture", "Dataset", "DatasetWriter", "Header", "Manifest", "Probe", "Report", "Row",
-        "ShardError", "ShardPlan", "UserError", "epoch_order", "is_whole", "open_dataset", "plan_shards",
+        "ShardError", "ShardPlan", "UserError", "convert", "epoch_order", "is_whole", "open_dataset", "plan_shards",
         "rank_slice", "read_probe", "step_rows", "steps_per_epoch", "verify", "write_probe",
     ]  # fmt: skip
 
