@@ -103,12 +103,12 @@ def decode(stored: dict[str, Lists], header: Header) -> dict[str, Lists]:
         "tail_lengths": code["tail_lengths"].astype(np.uint16),
         TAIL: tail_ids[by_id],
         "tail_counts": code["tail_counts"][by_id].astype(np.uint16),
-        "label_logprob": -codes.decode_nats(code["label_logprob"]),
+        "label_logprob": 0.0 - codes.decode_nats(code["label_logprob"]),
         "label_rank": code["label_rank"].astype(np.uint32),
         "entropy": codes.decode_nats(code["entropy"]),
     }
     if "tail_logprobs" in code:
-        decoded["tail_logprobs"] = -codes.decode_nats(code["tail_logprobs"][by_id])
+        decoded["tail_logprobs"] = 0.0 - codes.decode_nats(code["tail_logprobs"][by_id])
     lists["head_logprobs"] = lists[HEAD]
     lists |= {name: Lists(lists[name].offsets, _sealed(column)) for name, column in decoded.items()}
     return {name: lists[name] for name in lists if name not in ("id_order", "head_values")}
