@@ -63,7 +63,7 @@ def rows_to_batch(rows: Sequence[Row], header: Header, schema: pa.Schema) -> pa.
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def batch_to_columns(batch: pa.RecordBatch, header: Header) -> Columns:
+def batch_to_columns(batch: pa.RecordBatch, header: Header, ranked: bool = True) -> Columns:
     """Decode one batch. Plain: flags are unpacked, everything else is a view. Compact: see `compact.decode`.
 
     Raises:
@@ -83,7 +83,7 @@ def batch_to_columns(batch: pa.RecordBatch, header: Header) -> Columns:
             numbers = values.to_numpy(zero_copy_only=False)
         lists[name] = Lists(offsets - offsets[0], numbers)
     if header.encoding == "compact":
-        lists = compact.decode(lists, header)
+        lists = compact.decode(lists, header, ranked)
     return Columns(lists, scalars, batch.num_rows)
 
 

@@ -77,8 +77,10 @@ def encode(lists: dict[str, Lists], header: Header) -> dict[str, Lists]:
     return _split(stored, header)
 
 
-def decode(stored: dict[str, Lists], header: Header) -> dict[str, Lists]:
+def decode(stored: dict[str, Lists], header: Header, ranked: bool = True) -> dict[str, Lists]:
     """The inverse of `encode`, in the logical order: heads by value, ties inside a step by id; tails by id.
+
+    Not `ranked`: inside a head or tail in the stored order, the two sorts are saved.
 
     Raises:
         ShardError: the columns do not fit each other; the message has no place yet.
@@ -88,14 +90,17 @@ def decode(stored: dict[str, Lists], header: Header) -> dict[str, Lists]:
     heads, tails = code["head_lengths"].astype(np.int64), code["tail_lengths"].astype(np.int64)
     temperatures = len(header.temperatures)
     _refuse_misfits(code, len(heads), int(heads.sum()), int(tails.sum()), header)
-    table = planes.order_table(code["id_order"], header.vocab_size)
+    table = _table(code["id_order"], header.vocab_size)
 
     rest, log_head_mass = codes.decode_odds(code["rest_mass"])
-    values, ids = planes.sort_by_value(code["head_values"].astype(np.uint8), _ids(code[HEAD], heads, table), heads)
+    values, ids = code["head_values"], _ids(code[HEAD], heads, table)
+    if ranked:
+        values, ids = planes.sort_by_value(values, ids, heads)
     logprobs = codes.decode_values(values, heads, log_head_mass[::temperatures])
     tail_ids = _ids(code[TAIL], tails, table)
-    by_id = planes.sort_lists(tail_ids, tails)
+    by_id = planes.sort_lists(tail_ids, tails) if ranked else slice(None)
     decoded: dict[str, Array] = {
+        "input_ids": code["input_ids"].astype(np.int32, copy=False),
         "head_lengths": code["head_lengths"].astype(np.uint16),
         HEAD: ids,
         "head_logprobs": logprobs,
@@ -122,6 +127,15 @@ def _mass_codes(given: dict[str, Array], heads: Array, temperatures: int) -> Arr
     amiss = np.abs(rest[:, 0] + other[:, 0] - 1.0)
     assert (amiss < 2e-3).all(), f"head and rest mass of a position miss 1 by {amiss.max():.4f}"
     return codes.encode_odds(rest, other).reshape(-1)
+
+
+def _table(first: Array, vocab_size: int) -> NDArray[np.int32]:
+    if len(first) and first.max() >= vocab_size:
+        raise ShardError(f"id_order has id {first.max()}, the vocabulary has {vocab_size}")
+    table = planes.order_table(first, vocab_size)
+    if len(table) != vocab_size:
+        raise ShardError("id_order repeats an id")
+    return table
 
 
 def _ids(steps: Array, lengths: Array, table: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -171,6 +185,3 @@ def _refuse_misfits(code: dict[str, Array], n: int, head_items: int, tail_items:
     for name, size in sizes.items():
         if len(code[name]) != size:
             raise ShardError(f"{name} has {len(code[name])} entries, {size} are due")
-    order = code["id_order"]
-    if len(np.unique(order)) != len(order) or (len(order) and order.max() >= header.vocab_size):
-        raise ShardError("id_order repeats an id or leaves the vocabulary")

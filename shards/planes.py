@@ -28,8 +28,10 @@ def split(numbers: Array, planes: int) -> list[NDArray[np.uint8]]:
     return [(numbers >> (8 * k)).astype(np.uint8) for k in range(planes)]
 
 
-def join(planes: Sequence[NDArray[np.uint8]]) -> NDArray[np.int32]:
-    """The inverse of `split`."""
+def join(planes: Sequence[NDArray[np.uint8]]) -> Array:
+    """The inverse of `split`: uint8 as it is for one plane, else int32."""
+    if len(planes) == 1:
+        return planes[0]
     numbers = planes[0].astype(np.int32)
     for k, plane in enumerate(planes[1:], 1):
         numbers += plane.astype(np.int32) << np.int32(8 * k)
@@ -44,7 +46,7 @@ def frequent_first(ids: Array, vocab_size: int) -> NDArray[np.int32]:
 
 
 def order_table(first: Array, vocab_size: int) -> NDArray[np.int32]:
-    """[V] the id at each place: `first`, then every other id, ascending."""
+    """[V] the id at each place: `first`, then every other id, ascending. Not of length V when `first` repeats one."""
     others = np.ones(vocab_size, np.bool_)
     others[first] = False
     return np.concatenate([first, np.flatnonzero(others)]).astype(np.int32)

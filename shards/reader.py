@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -23,6 +24,8 @@ from .manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from .rows import Row
 from .schema import arrow_schema, schema_difference
 
+Order = Literal["rank", "any"]
+"""Of the ids inside a head (most likely first) and a tail (rising); `any`: as stored, faster for compact shards."""
 CACHE_BYTES = 64 * 2**20
 _RUN_AGAIN = "run the stage that writes it again (only missing shards are written)"
 RESTORE_SHARD = f"delete this file and {_RUN_AGAIN}"
@@ -31,13 +34,13 @@ RESTORE_SHARD = f"delete this file and {_RUN_AGAIN}"
 class ShardFile:
     """One open shard; `columns(b)` decodes its b-th record batch."""
 
-    def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest, order: Order = "rank") -> None:
         """Map the file and check that it is, to the last bit, the shard the manifest means.
 
         Raises:
             ShardError: it is missing, cut, damaged, not an Arrow file, or another shard.
         """
-        self._path, self._header = folder / entry.file, manifest.header
+        self._path, self._header, self._order = folder / entry.file, manifest.header, order
         if not self._path.is_file():
             raise ShardError(f"{self._path}: missing; restore it, or {_RUN_AGAIN}")
         size = self._path.stat().st_size
@@ -79,7 +82,7 @@ class ShardFile:
         if nulls:
             raise ShardError(f"{self._path}: batch {index} has nulls in '{nulls[0]}'; {RESTORE_SHARD}")
         try:
-            return batch_to_columns(batch, self._header)
+            return batch_to_columns(batch, self._header, ranked=self._order == "rank")
         except ShardError as error:
             raise ShardError(f"{self._path}: batch {index} cannot be decoded ({error}); {RESTORE_SHARD}") from None
 
@@ -87,8 +90,9 @@ class ShardFile:
 class Dataset:
     """The rows of one folder, as a sequence. Arrays of the rows are views: copy before writing into them."""
 
-    def __init__(self, folder: Path, manifest: Manifest, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, cache_bytes: int = CACHE_BYTES, order: Order = "rank") -> None:
         self.folder = folder
+        self.order: Order = order
         self.manifest = manifest
         self._cache_bytes = cache_bytes
         self._first_rows = [shard.first_row for shard in manifest.shards]
@@ -142,7 +146,7 @@ class Dataset:
             self._cache.move_to_end(key)
             return self._cache[key]
         if shard not in self._files:
-            self._files[shard] = ShardFile(self.folder, self.manifest.shards[shard], self.manifest)
+            self._files[shard] = ShardFile(self.folder, self.manifest.shards[shard], self.manifest, self.order)
         columns = self._files[shard].columns(batch)
         self._cache[key] = columns
         self._cached_bytes += columns.nbytes
@@ -159,8 +163,10 @@ class Dataset:
         self._cached_bytes = 0
 
 
-def open_dataset(folder: Path) -> Dataset:
+def open_dataset(folder: Path, *, order: Order = "rank") -> Dataset:
     """The finished dataset in `folder`; nothing but the manifest is read yet.
+
+    `order="any"` is for readers that do not care which id of a head or tail comes first, such as training.
 
     Raises:
         ShardError: no dataset, a damaged or newer manifest, or a dataset that is not complete.
@@ -173,7 +179,7 @@ def open_dataset(folder: Path) -> Dataset:
             f"{folder}: not complete ({sealed} of {manifest.header.num_rows} rows, says {MANIFEST_NAME}); "
             "run the stage that writes it again, it goes on where it stopped"
         )
-    return Dataset(folder, manifest)
+    return Dataset(folder, manifest, order=order)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shards import Dataset, Header, ShardError, open_dataset
+from shards.reader import Order
 
 
 def tokenizer_folder(shards: Path) -> Path:
@@ -12,13 +13,13 @@ def tokenizer_folder(shards: Path) -> Path:
     return shards / "teacher" / "tokenizer"
 
 
-def open_captures(shards: Path, split: str) -> Dataset:
-    """The captures of one split.
+def open_captures(shards: Path, split: str, order: Order = "rank") -> Dataset:
+    """The captures of one split. `order`: see `open_dataset`.
 
     Raises:
         ShardError: missing, unfinished, empty, or rows that no teacher has scored.
     """
-    dataset = open_dataset(shards / split)
+    dataset = open_dataset(shards / split, order=order)
     if dataset.header.kind != "captures":
         raise ShardError(
             f"{shards / split}: holds rows without captures (kind '{dataset.header.kind}'); run the dump on them first"

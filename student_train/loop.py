@@ -83,7 +83,7 @@ class _Inputs:
 
 def _check(job: TrainJob) -> _Inputs:
     """Open the shards and settle the engine's JSON; the user's mistakes surface here, on every rank alike."""
-    datasets = {"train": open_captures(job.shards, "train")}
+    datasets = {"train": open_captures(job.shards, "train", order="any")}
     if (job.shards / "val").exists():
         datasets["val"] = open_dataset(job.shards / "val")
         check_same_teacher(datasets["train"].header, datasets["val"].header, job.shards / "val")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shards import Header, ShardError, codes, compact
+from shards import Header, ShardError, codes, compact, planes
 from shards.lists import Lists
 from shards.rounding import round_mantissa
 
@@ -158,6 +158,7 @@ def test_a_position_whose_masses_do_not_sum_to_one_is_our_mistake():
         ("head_values_0", lambda v: v[:-1], "head_values has 4 entries, 5 are due"),
         ("entropy_1", lambda v: v[:-1], "the planes of entropy have different lengths"),
         ("tail_ids_1", lambda v: np.full_like(v, 255), "an id's place is"),
+        ("tail_lengths_0", lambda v: v + np.uint8(1), "tail_ids has 3 entries, 5 are due"),
         ("id_order_0", lambda _: np.array([7, 7], np.uint8), "the planes of id_order have different lengths"),
     ],
 )
@@ -165,5 +166,15 @@ def test_columns_that_do_not_fit_each_other_are_refused(column, change, message)
     header = header_of(1000, (1.0,))
     stored = compact.encode(capture_lists(header, [2, 3], [1, 2], 0, 1.0), header)
     stored[column] = one_row(change(stored[column].values))
+    with pytest.raises(ShardError, match=message):
+        compact.decode(stored, header)
+
+
+@pytest.mark.parametrize(("order", "message"), [([7, 7], "id_order repeats an id"), ([1000], "id_order has id 1000")])
+def test_an_order_that_is_none_is_refused(order, message):
+    header = header_of(1000, (1.0,))
+    stored = compact.encode(capture_lists(header, [2, 3], [1, 2], 0, 1.0), header)
+    for k, plane in enumerate(planes.split(np.array(order), 2)):
+        stored[f"id_order_{k}"] = one_row(plane)
     with pytest.raises(ShardError, match=message):
         compact.decode(stored, header)

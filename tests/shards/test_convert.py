@@ -103,6 +103,25 @@ def test_a_source_that_lies_is_not_converted(build, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_any_order_has_the_same_entries_as_rank_order(plain, tmp_path):
+    convert(plain, tmp_path / "compact", "compact")
+    ranked, stored = (list(open_dataset(tmp_path / "compact", order=order).rows()) for order in ("rank", "any"))
+    apart = 0
+    for a, b in ((x.capture, y.capture) for x, y in zip(ranked, stored, strict=True)):
+        for lengths, columns in (
+            (a.head_lengths, ("head_ids", "head_logprobs")),
+            (a.tail_lengths, ("tail_ids", "tail_counts", "tail_logprobs")),
+        ):
+            owner = np.repeat(np.arange(len(lengths)), lengths)
+            orders = [np.lexsort((getattr(x, columns[0]), owner)) for x in (a, b)]
+            for name in columns:
+                np.testing.assert_allclose(
+                    *(getattr(x, name)[o] for x, o in zip((a, b), orders, strict=True)), rtol=1e-6
+                )
+                apart += (getattr(a, name) != getattr(b, name)).sum()
+    assert apart > 0
+
+
 LIES = {
     "label_logprob is not the label's log-prob": lambda c: {"label_logprob": c.label_logprob - np.float32(0.1)},
     "label_rank": lambda c: {"label_rank": c.label_rank + np.uint32(2)},

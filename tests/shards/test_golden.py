@@ -1,13 +1,14 @@
 """Frozen datasets of format version 1: every later version reads them to these values.
 
 `golden/values.json` holds headers and rows in plain numbers; `golden/{captures,rows}` are the datasets of them.
+`golden/compact` is the compact form of `golden/captures`, `golden/compact.json` what it reads to.
 When the format changes, add a new golden folder; never rewrite these.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shards import Capture, DatasetWriter, Header, Row, open_dataset, plan_shards, verify
+from shards import Capture, DatasetWriter, Header, Row, convert, open_dataset, plan_shards, verify
 
 GOLDEN = Path(__file__).parent / "golden"
 VALUES: dict[str, Any] = json.loads((GOLDEN / "values.json").read_text())
@@ -77,7 +78,28 @@ def test_the_golden_manifest_has_its_known_figures():
     assert (manifest.num_tokens, manifest.num_scored, manifest.dead_row_mass) == (34, 17, 0.125)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_the_golden_compact_dataset_reads_to_its_known_values():
+    known = json.loads((GOLDEN / "compact.json").read_text())
+    dataset = open_dataset(GOLDEN / "compact")
+    assert dataset.header.to_json() == known["header"]
+    for row, expected in zip(dataset.rows(), map(row_of, known["rows"]), strict=True):
+        read, wanted = (asdict(x.capture) | asdict(replace(x, capture=None)) for x in (row, expected))
+        for name, value in wanted.items():
+            if isinstance(value, np.ndarray) and value.dtype == np.float32:  # exp and log differ between processors
+                np.testing.assert_allclose(read[name], value, rtol=1e-6, err_msg=name)
+            else:
+                np.testing.assert_array_equal(read[name], value, err_msg=name)
+
+
+def test_converting_the_golden_captures_gives_the_golden_compact_bytes(tmp_path):
+    if pa.__version__ != VALUES["pyarrow"]:
+        pytest.skip(f"byte identity holds for equal Arrow versions: {pa.__version__} here, {VALUES['pyarrow']} golden")
+    convert(GOLDEN / "captures", tmp_path, "compact")
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != ".lock"}
+    assert written == {path.name: path.read_bytes() for path in (GOLDEN / "compact").iterdir()}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "compact"])
 def test_golden_datasets_pass_verify(kind):
     assert verify(GOLDEN / kind).problems == []
 
