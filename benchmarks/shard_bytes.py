@@ -3,7 +3,8 @@
     python benchmarks/shard_bytes.py dumps/quickstart/shards/train --out benchmarks/results/<date>-shard-bytes-cpu.md
 
 Takes a finished plain dump. A column's size is that of its buffers, compressed as Arrow compresses them; metadata is
-what the files have besides. Speeds are for one core: positions a CPU-second, best of three passes, so waiting for disk or other programs is left out.
+what the files have besides. Speeds: positions a CPU-second on one
+core, best of three passes; waiting for the disk or for other programs does not count.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ def report(dump: Path) -> Iterator[str]:
     yield ""
     yield f"`python benchmarks/shard_bytes.py {dump}`, one core of {processor()}; numpy {np.__version__},"
     yield f"pyarrow {pa.__version__}, zstd level 1. {n:,} scored positions, vocabulary {header.vocab_size:,};"
-    yield f"head at most {header.head_size} ids to mass {header.head_mass}, tail {header.tail}: {heads:.2f} head ids and {tails:.2f}"
-    yield f"distinct tail ids a position, mean rest mass {rest:.3f}, {len(header.temperatures)} temperatures."
+    yield f"head at most {header.head_size} ids to mass {header.head_mass}, tail {header.tail}:"
+    yield f"{heads:.2f} head ids and {tails:.2f} distinct tail ids a position,"
+    yield f"mean rest mass {rest:.3f}, {len(header.temperatures)} temperatures."
     yield "Columns `*` are head, tail and rest."
     yield ""
     per_shard = dataset.manifest.shards[0].num_rows

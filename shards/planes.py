@@ -67,11 +67,11 @@ def differences(rising: Array, lengths: Array) -> Array:
     return steps
 
 
-def accumulate(steps: Array, lengths: Array) -> NDArray[np.int64]:
-    """The inverse of `differences`."""
-    total = np.cumsum(steps, dtype=np.int64)
-    before = np.concatenate([[0], total])[np.cumsum(lengths, dtype=np.int64) - lengths]
-    total -= np.repeat(before, lengths)
+def accumulate(steps: Array, lengths: Array) -> NDArray[np.uint32]:
+    """The inverse of `differences`. The running sum over all lists may wrap around; what is left of it does not."""
+    total = np.cumsum(steps, dtype=np.uint32)
+    starts = _starts(lengths)
+    total -= np.repeat(total[starts] - steps[starts].astype(np.uint32), lengths[lengths > 0])
     return total
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shards import DatasetWriter, Header, Row, open_dataset, plan_shards, read_probe, verify
+from shards import DatasetWriter, Header, Row, convert, open_dataset, plan_shards, read_probe, verify
 from shards.errors import ShardError, UserError
 from shards.job import silent
 from shards.stage import read_marker
@@ -111,6 +111,18 @@ def test_the_datasets_hold_the_corpus_and_pass_verify(corpus: Path, dumped: Path
             np.testing.assert_array_equal(before.scored, after.scored)
             assert after.capture is not None
             assert after.capture.num_positions == before.num_scored
+
+
+def test_a_compact_dump_has_the_bytes_that_converting_a_plain_one_gives(
+    teacher: Path, corpus: Path, dumped: Path, tmp_path: Path
+) -> None:
+    run(job_of(teacher, corpus, tmp_path / "compact", encoding="compact"), silent)
+    assert verify(tmp_path / "compact" / "train").problems == []
+    convert(dumped / "train", tmp_path / "converted", "compact")
+    names = sorted(path.name for path in (tmp_path / "compact" / "train").iterdir())
+    assert names[-1] == "shard-00004.arrow"
+    for name in names:
+        assert (tmp_path / "compact" / "train" / name).read_bytes() == (tmp_path / "converted" / name).read_bytes()
 
 
 def test_the_header_says_who_made_it_and_how(teacher: Path, dumped: Path) -> None:
