@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,30 @@ class StudentTokenizer:
         Raises:
             UserError: no chat template, or a control token inside the text.
         """
+        return self.conversation([{"role": "user", "content": text}])
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of several turns {role, content} under the chat template, up to where the next answer begins.
+
+        Raises:
+            UserError: no chat template, one that refuses these roles, or a control token inside a text.
+        """
+        from jinja2 import TemplateError
+
         if not self.template:
             raise UserError(f"{self.folder}: the tokenizer has no chat template; generate without --chat")
         for name in self.control:
-            if name in text:
+            if any(name in m["content"] for m in messages):
                 raise UserError(
                     f"prompt: holds the control token {name}, which only the chat template writes; remove it"
                 )
         options = {"enable_thinking": False} if "enable_thinking" in self.template else {}
-        rendering = self.hf.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, **options
-        )
+        try:
+            rendering = self.hf.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True, **options
+            )
+        except TemplateError as e:
+            raise UserError(f"messages: the chat template refuses them ({e}); mend the roles and their order") from None
         return list(self.hf.backend_tokenizer.encode(rendering, add_special_tokens=False).ids)
 
     @property
@@ -74,20 +87,63 @@ class StudentTokenizer:
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text piece by piece, never half a character; the pieces joined are the decoded text without a broken end."""
-        pending: list[int] = []
-        context = 0  # ids of `pending` whose text is already out; kept because a decoder looks at what comes before
+        stream = TextStream(self)
         for i in ids:
-            pending.append(i)
-            before = self._decode(pending[:context])
-            text = self._decode(pending)
-            if len(text) > len(before) and not text.endswith(BROKEN):
-                yield text[len(before) :]
-                pending, context = pending[context:], len(pending) - context
-        if text := self._decode(pending)[len(self._decode(pending[:context])) :].rstrip(BROKEN):
-            yield text
+            if piece := stream.push(i):
+                yield piece
+        if piece := stream.finish():
+            yield piece
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids; control tokens have none."""
+        return self._decode(ids)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class TextStream:
+    """Ids in, whole characters out, up to the first of some stop texts, which is left out."""
+
+    def __init__(self, tokenizer: StudentTokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._pending: list[int] = []
+        self._context = 0  # ids of `_pending` whose text is out; kept because a decoder looks at what comes before
+        self._held = ""  # text that may be the beginning of a stop text
+        self.stopped = False
+
+    def push(self, i: int) -> str:
+        """The text that has become certain with one more id."""
+        self._pending.append(i)
+        before = self._tokenizer.decode(self._pending[: self._context])
+        text = self._tokenizer.decode(self._pending)
+        if len(text) <= len(before) or text.endswith(BROKEN):
+            return ""
+        self._pending, self._context = self._pending[self._context :], len(self._pending) - self._context
+        return self._until_stop(text[len(before) :])
+
+    def finish(self) -> str:
+        """What is left when no id follows, without a broken end."""
+        if self.stopped:
+            return ""
+        before = self._tokenizer.decode(self._pending[: self._context])
+        rest = self._tokenizer.decode(self._pending)[len(before) :].rstrip(BROKEN)
+        text = self._until_stop(rest) + self._held
+        self._held = ""
+        return text
+
+    def _until_stop(self, text: str) -> str:
+        text = self._held + text
+        self._held = ""
+        found = [at for s in self._stop if (at := text.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)]
+        for start in range(max(0, len(text) - max(map(len, self._stop), default=0) + 1), len(text)):
+            if any(s.startswith(text[start:]) for s in self._stop):
+                self._held = text[start:]
+                return text[:start]
+        return text
 
 
 def _is_control(text: str, template: str) -> bool:
