@@ -95,6 +95,10 @@ class Batch:
         elif row in self.rows:
             self._keep([r for r in self.rows if r is not row])
 
+    def clear(self) -> None:
+        """Forget all rows."""
+        self.rows, self.prefilling, self._state = [], [], None
+
     @torch.no_grad()
     def step(self) -> list[tuple[Written, Picked]]:
         """The next token of every row that has one; rows that end (`row.end`) leave. A stop id is not text."""
@@ -190,4 +194,3 @@ class Batch:
             for number, (begin, end) in enumerate(row.runs):
                 ids[i, begin:end] = number
         return ids.to(self.student.head_weight.device)
-

@@ -174,6 +174,14 @@ class GenerateConfig(Strict):
     seed: int = 0
 
 
+class ChatConfig(Strict):
+    """A conversation in the terminal."""
+
+    model: Path
+    system: str | None = None
+    generate: GenerateConfig = GenerateConfig()
+
+
 class ServeConfig(Strict):
     """A student behind HTTP."""
 

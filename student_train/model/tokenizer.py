@@ -16,6 +16,16 @@ from shards.errors import UserError
 BROKEN = "\ufffd"
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level BPE writes the 256 bytes: printable ones themselves, the others from 256 on."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), ord("\xff") + 1)]
+    others = [b for b in range(256) if b not in set(plain)]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
 class StudentTokenizer:
     """Loaded from the files beside a student; `hf` is the transformers object."""
 
@@ -30,6 +40,7 @@ class StudentTokenizer:
         # An empty config, so that the student's config.json, which is not transformers', is not asked.
         self.hf: Any = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig())
         spec = json.loads(self.hf.backend_tokenizer.to_str())
+        self._byte_level = '"ByteLevel"' in json.dumps(spec.get("decoder"))
         template = getattr(self.hf, "chat_template", None)
         self.template: str = template if isinstance(template, str) else ""
         self.control: dict[str, int] = {
@@ -78,6 +89,21 @@ class StudentTokenizer:
             raise UserError(f"messages: the chat template refuses them ({e}); mend the roles and their order") from None
         return list(self.hf.backend_tokenizer.encode(rendering, add_special_tokens=False).ids)
 
+    def runs(self, messages: Sequence[Mapping[str, str]], ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Ranges of `ids` (the conversation) that arrived whole: all but the answers, as in the corpus."""
+        runs: list[tuple[int, int]] = []
+        begin = 0
+        for i, message in enumerate(messages):
+            if not i or message["role"] != "assistant":
+                continue
+            prompt = self.conversation(messages[:i])
+            if list(ids[: len(prompt)]) != prompt:  # the template renders earlier answers otherwise than it began them
+                return [(0, len(ids))]
+            runs.append((begin, len(prompt)))
+            end = next((k for k in range(len(prompt), len(ids)) if ids[k] in self.stop_ids), len(prompt))
+            begin = end + 1
+        return [*runs, (begin, len(ids))]
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a text: the tokenizer's eos and the usual end-of-turn and end-of-text tokens."""
@@ -97,6 +123,15 @@ class StudentTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids; control tokens have none."""
         return self._decode(ids)
+
+    def token_bytes(self, i: int) -> bytes:
+        """The bytes of one token, also of part of a character; control tokens have their name."""
+        name = str(self.hf.convert_ids_to_tokens(i) or "")
+        if name in self.control:
+            return name.encode()
+        if all(c in _BYTE_OF for c in name) and self._byte_level:
+            return bytes(_BYTE_OF[c] for c in name)
+        return str(self.hf.decode([i], clean_up_tokenization_spaces=False)).encode()
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
