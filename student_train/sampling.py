@@ -1,4 +1,4 @@
-"""Pick the next token of each row from its logits. Rows are independent: settings, randomness and history are their own.
+"""Pick the next token of each row from its logits. Rows are independent: settings, randomness, history.
 
 Order: repetition penalty, temperature (0: the most likely, lowest id on ties), top-k, the smallest set of mass `top_p`,
 then `min_p` against the likeliest. Probabilities that are reported are the student's own, before all that.
@@ -68,7 +68,7 @@ def pick_rows(logits: Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
 
 
 def pick(logits: Tensor, config: GenerateConfig, seen: Tensor | None, random: torch.Generator) -> int:
-    """One id from logits float32 [V] (dead rows -inf); `seen` [V] bool marks ids that the repetition penalty weakens."""
+    """One id from logits float32 [V] (dead rows -inf); `seen` [V] bool marks ids that the penalty weakens."""
     if config.repetition_penalty != 1.0 and seen is not None:
         weakened = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
         logits = torch.where(seen, weakened, logits)

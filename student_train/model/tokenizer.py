@@ -17,7 +17,7 @@ BROKEN = "\ufffd"
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level BPE writes the 256 bytes: printable ones themselves, the others from 256 on."""
+    """The characters by which byte-level BPE writes bytes: printable ones themselves, the others from 256 on."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), ord("\xff") + 1)]
     others = [b for b in range(256) if b not in set(plain)]
     return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}

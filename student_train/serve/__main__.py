@@ -84,7 +84,8 @@ def bind(config: ServeConfig) -> socket.socket:
         if bound is not None:
             bound.close()
         raise UserError(
-            f"--host {config.host} --port {config.port}: {e.strerror or e}; choose another with --port (0: any free one)"
+            f"--host {config.host} --port {config.port}: {e.strerror or e}; "
+            "choose another with --port (0: any free one)"
         ) from None
     return bound
 

@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,15 @@ class Server:
                 response = JSONResponse(e.body, e.status, headers)
             except ClientDisconnect:
                 response = Response(status_code=499)
-            path = request.scope["route"].path
-            self.engine.metrics.requests.add(labels=f'path="{path}",status="{response.status_code}"')
+            if not isinstance(response, _Reply):  # those are counted when they have ended
+                self._count(request, response.status_code)
             return response
 
         return answer
+
+    def _count(self, request: Request, status: int) -> None:
+        path = request.scope["route"].path.replace("{name:path}", "NAME")
+        self.engine.metrics.requests.add(labels=f'path="{path}",status="{status}"')
 
     def _check_host(self, request: Request) -> None:
         """A page elsewhere must not reach a local server under a name of its own (DNS rebinding)."""
@@ -149,7 +154,7 @@ class Server:
             raise ApiError(400, "top_logprobs: only with logprobs true.", param="top_logprobs")
         return self._start(request, body, [(ids, runs)], logprobs, limit, ChatAnswer)
 
-    def _start(  # noqa: PLR0913 (the parts of a request)
+    def _start(
         self,
         request: Request,
         body: Sampled,
@@ -183,7 +188,7 @@ class Server:
         self.engine.metrics.prompt_tokens.add(prompt_tokens)
         usage = body.stream_options is not None and body.stream_options.include_usage
         answer = kind(self.config.name, choices, self.tokenizer, logprobs is not None, prompt_tokens, usage)
-        return _Reply(self.engine, answer, bool(body.stream))
+        return _Reply(self.engine, answer, bool(body.stream), partial(self._count, request))
 
     def _check_prompt(self, ids: list[int]) -> None:
         if len(ids) > self.config.max_prompt_tokens:
@@ -226,9 +231,10 @@ class Server:
 class _Reply(Response):
     """Sends an answer whole or as server-sent events, and frees the rows when the client has left."""
 
-    def __init__(self, engine: Engine, answer: Answer, stream: bool) -> None:
+    def __init__(self, engine: Engine, answer: Answer, stream: bool, count: Callable[[int], None]) -> None:
         super().__init__()
-        self._engine, self._answer, self._stream = engine, answer, stream
+        self._engine, self._answer, self._stream, self._count = engine, answer, stream, count
+        self._status = 499  # what is counted when the client leaves before the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         send_all = self._send_stream if self._stream else self._send_whole
@@ -240,6 +246,7 @@ class _Reply(Response):
                 with contextlib.suppress(OSError):  # the client left while we sent
                     sending.result()
         finally:
+            self._count(self._status)
             self._engine.cancel(self._answer.choices.jobs)
             for task in (sending, leaving):
                 task.cancel()
@@ -251,6 +258,7 @@ class _Reply(Response):
         except ApiError as e:
             response = JSONResponse(e.body, e.status)
         await response(scope, receive, send)
+        self._status = response.status_code
 
     async def _send_stream(self, _: Scope, __: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -261,7 +269,9 @@ class _Reply(Response):
                 async for chunk in self._answer.chunks():
                     await send(_event(json.dumps(chunk, ensure_ascii=False)))
             await send(_event("[DONE]"))
+            self._status = 200
         except ApiError as e:
+            self._status = e.status
             await send(_event(json.dumps(e.body, ensure_ascii=False)))
         except TimeoutError:
             return

@@ -35,7 +35,7 @@ class Number:
         yield f"# TYPE {self.name} {kind}"
         with self._lock:
             for labels, value in sorted(self._values.items()):
-                yield f"{self.name}{labels and '{' + labels + '}'} {value:g}"
+                yield f"{self.name}{labels and '{' + labels + '}'} {value:.15g}"
 
 
 class Histogram:
@@ -57,7 +57,7 @@ class Histogram:
             for bound, count in zip((*map(str, _SECONDS), "+Inf"), self._counts, strict=True):
                 total += count
                 yield f'{self.name}_bucket{{le="{bound}"}} {total}'
-            yield f"{self.name}_sum {self._sum:g}"
+            yield f"{self.name}_sum {self._sum:.9g}"
             yield f"{self.name}_count {total}"
 
 

@@ -17,8 +17,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0,)),
     **dict.fromkeys(("tools", "functions"), ([],)),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
-    **{"logit_bias": ({},), "suffix": ("",), "echo": (False,), "best_of": (1,)},
-    **{"response_format": ({"type": "text"},), "modalities": (["text"],), "parallel_tool_calls": (True, False)},
+    "logit_bias": ({},),
+    "suffix": ("",),
+    "echo": (False,),
+    "best_of": (1,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
 }
 
 
