@@ -77,7 +77,7 @@ def pick(logits: Tensor, config: GenerateConfig, seen: Tensor | None, random: to
     chance = float(torch.rand((), dtype=torch.float64, generator=random))
     scaled = logits / config.temperature
     if not config.top_k and config.top_p == 1.0 and not config.min_p:
-        return _draw(scaled.double().softmax(-1), chance)
+        return _draw(scaled.softmax(-1), chance)
     normaliser = scaled.logsumexp(-1)
     for count in (min(CANDIDATES, len(scaled)), len(scaled)):
         value, order = scaled.topk(count)
@@ -100,6 +100,6 @@ def _enough(p: Tensor, config: GenerateConfig, vocabulary: int) -> bool:
 
 def _draw(p: Tensor, chance: float) -> int:
     """The index at which the cumulated p passes `chance` of its sum."""
-    total = p.cumsum(-1)
+    total = p.cumsum(-1, dtype=torch.float64)
     found = int(torch.searchsorted(total, chance * total[-1], right=True))
     return found if found < len(p) else int(p.argmax())
