@@ -33,8 +33,8 @@ from .protocol import MAX_CHOICES, ApiError, ChatBody, CompletionBody, Sampled, 
 PAGE = Path(__file__).with_name("playground.html")
 BODY_PATIENCE_S = 30.0
 _PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
 }
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
