@@ -19,7 +19,7 @@ from .names import DISTRIBUTION, TREE, foreign_names, shared_names
 _RUN_BYTES = 3_000_000_000
 """What the quickstart wants free: a converted teacher, shards, checkpoints."""
 _SET_UP = "./run_pipeline.sh --setup-only"
-_EXTRAS = {"teacher": "phase one", "train": "phase two", "dev": "tests"}
+_EXTRAS = {"teacher": "phase one", "train": "phase two", "serve": "the HTTP server", "dev": "tests"}
 
 
 @dataclass(frozen=True)

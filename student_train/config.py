@@ -166,8 +166,45 @@ class GenerateConfig(Strict):
     top_k: int = Field(0, ge=0)
     """0: off."""
     top_p: float = Field(0.95, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Only tokens with at least this share of the likeliest token's probability; 0: off."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end the writing and are left out of it."""
     repetition_penalty: float = Field(1.0, gt=0)
     seed: int = 0
+
+
+class ChatConfig(Strict):
+    """A conversation in the terminal."""
+
+    model: Path
+    system: str | None = None
+    generate: GenerateConfig = GenerateConfig()
+
+
+class ServeConfig(Strict):
+    """A student behind HTTP."""
+
+    model: Path
+    name: str
+    """What clients call it."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535)
+    """0: any free one; the line printed at the start says which."""
+    api_key_env: str | None = None
+    """Environment variable with the key that clients must show; None: no key."""
+    max_rows: int = Field(64, ge=1)
+    """Sequences written on at once."""
+    max_waiting: int = Field(256, ge=0)
+    """Sequences waiting for a row; more are refused with 429."""
+    max_new_tokens: int = Field(4096, ge=1)
+    """Most tokens a request may ask for."""
+    max_prompt_tokens: int = Field(8192, ge=1)
+    max_body_bytes: int = Field(1 << 20, ge=1)
+    timeout_s: float = Field(300.0, gt=0)
+    """Longest life of a request, waiting included."""
+    grace_s: float = Field(20.0, ge=0)
+    """After SIGTERM, how long running requests may take to end."""
 
 
 class ExportConfig(Strict):

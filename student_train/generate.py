@@ -1,4 +1,4 @@
-"""Let a student write: prefill in parallel, then token by token with a state of fixed size. One sequence, no server."""
+"""Let a student write: prefill in parallel, then token by token with a state of fixed size. No server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from shards.errors import UserError
 from shards.job import Emit
 
+from .batch import Batch, Written, check_prompt, held
 from .config import GenerateConfig, GenerateJob
 from .model.files import load_model
 from .model.lm import Student
-from .model.tokenizer import StudentTokenizer
+from .model.tokenizer import StudentTokenizer, TextStream
+from .sampling import pick
+
+__all__ = ["generate_batch", "generate_ids", "generate_text", "pick", "run"]
 
 
 def run(job: GenerateJob, emit: Emit) -> None:
-    """Events: `token` {text} as text comes, then one `result` {text, tokens, tokens_per_s}.
+    """Events: `token` {text} as text comes, then one `result` with the whole text and how fast it came.
 
     Raises:
         UserError: no student or tokenizer there, an empty prompt, a tokenizer without chat template.
@@ -27,21 +30,31 @@ def run(job: GenerateJob, emit: Emit) -> None:
     student = load_model(job.model).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = StudentTokenizer(job.model)
     prompt = tokenizer.chat(job.prompt) if job.chat else tokenizer.plain(job.prompt)
-    text, count = [], 0
-
-    def counted(ids: Iterator[int]) -> Iterator[int]:
-        nonlocal count
-        for i in ids:
-            count += 1
-            yield i
-
+    stream, text, count = TextStream(tokenizer, job.generate.stop), [], 0
     ids = generate_ids(student, prompt, job.generate, tokenizer.stop_ids, prompt_is_run=job.chat)
-    begin = time.monotonic()
-    for piece in tokenizer.stream(counted(ids)):
+    begin = first = time.monotonic()
+    for i in ids:
+        count += 1
+        if count == 1:
+            first = time.monotonic()
+        if piece := stream.push(i):
+            text.append(piece)
+            emit({"event": "token", "text": piece})
+        if stream.stopped:
+            break
+    if piece := stream.finish():
         text.append(piece)
         emit({"event": "token", "text": piece})
-    rate = count / max(time.monotonic() - begin, 1e-9)
-    emit({"event": "result", "text": "".join(text), "tokens": count, "tokens_per_s": round(rate, 2)})
+    end = time.monotonic()
+    result = {
+        "text": "".join(text),
+        "tokens": count,
+        "tokens_per_s": round(count / max(end - begin, 1e-9), 2),
+        "prompt_tokens": len(prompt),
+        "first_token_ms": round(1000 * (first - begin), 2),
+        "ms_per_token": round(1000 * (end - first) / (count - 1), 3) if count > 1 else None,
+    }
+    emit({"event": "result", **result})
 
 
 def generate_text(student: Student, tokenizer_folder: Path, prompt: str, max_new_tokens: int, seed: int = 0) -> str:
@@ -51,7 +64,6 @@ def generate_text(student: Student, tokenizer_folder: Path, prompt: str, max_new
     return "".join(tokenizer.stream(generate_ids(student, tokenizer.plain(prompt), config, tokenizer.stop_ids)))
 
 
-@torch.no_grad()
 def generate_ids(
     student: Student,
     prompt: Sequence[int],
@@ -60,48 +72,51 @@ def generate_ids(
     *,
     prompt_is_run: bool = False,
 ) -> Iterator[int]:
-    """New ids until a stop id (not yielded) or `config.max_new_tokens`.
+    """New ids until a stop id (not yielded) or `config.max_new_tokens`; `config.stop` is for those who see text.
 
+    The weights must not change while this runs.
     `prompt_is_run`: the prompt arrives whole, so its tokens may see each other both ways if the student was trained so.
 
     Raises:
         UserError: an empty prompt, or one with ids that the student does not know.
     """
-    if not prompt:
-        raise UserError("prompt: empty, and a student goes on from something; give at least one character")
-    if max(prompt) >= student.vocab_size:
-        raise UserError(
-            f"prompt: token {max(prompt)} of {student.vocab_size} known ones; use the tokenizer beside the student"
-        )
-    device = student.head_weight.device
-    random = torch.Generator().manual_seed(config.seed)
-    ids = torch.tensor([list(prompt)], device=device)
-    runs = torch.zeros_like(ids) if prompt_is_run and student.config.prompt_runs else None
-    hidden, state = student(ids, run_ids=runs)
-    seen = torch.zeros(student.vocab_rows, dtype=torch.bool)
-    seen[ids[0].cpu()] = True
-    for _ in range(config.max_new_tokens):
-        picked = pick(student.logits(hidden[0, -1]).cpu(), config, seen, random)
-        if picked in stop_ids:
-            return
-        yield picked
-        seen[picked] = True
-        hidden, state = student(torch.tensor([[picked]], device=device), state=state)
+    check_prompt(student, prompt)
+    row = Written(prompt, config, stop_ids, ((0, len(prompt)),) if prompt_is_run else ())
+    batch = Batch(student)
+    batch.add(row)
+    with held(student):
+        while row.end is None:
+            for _, picked in batch.step():
+                if row.end != "stop":
+                    yield picked.id
 
 
-def pick(logits: Tensor, config: GenerateConfig, seen: Tensor, random: torch.Generator) -> int:
-    """One id from logits float32 [V] (dead rows -inf); `seen` [V] bool marks ids that the repetition penalty weakens.
+def generate_batch(
+    student: Student,
+    prompts: Sequence[Sequence[int]],
+    config: GenerateConfig | Sequence[GenerateConfig],
+    stop_ids: frozenset[int] = frozenset(),
+) -> list[list[int]]:
+    """New ids after each of several prompts of any lengths, written together; stop ids are left out.
 
-    Order: penalty, temperature (0: the most likely, lowest id on ties), top-k, then the smallest set of mass `top_p`.
+    One `config` for all, or one a prompt; a row's randomness comes from its own seed, whoever its neighbours are.
+
+    Raises:
+        UserError: an empty prompt, one with unknown ids, or a number of configs that is not the prompts'.
     """
-    if config.repetition_penalty != 1.0:
-        weakened = torch.where(logits > 0, logits / config.repetition_penalty, logits * config.repetition_penalty)
-        logits = torch.where(seen, weakened, logits)
-    if config.temperature == 0:
-        return int(logits.argmax())
-    scaled, order = (logits / config.temperature).sort(descending=True, stable=True)
-    if config.top_k:
-        scaled, order = scaled[: config.top_k], order[: config.top_k]
-    p = scaled.softmax(-1)
-    p = p.masked_fill(p.cumsum(-1) - p >= config.top_p, 0.0)  # mass before this id already reaches top_p
-    return int(order[torch.multinomial(p, 1, generator=random)])
+    configs = [config] * len(prompts) if isinstance(config, GenerateConfig) else list(config)
+    if len(configs) != len(prompts):
+        raise UserError(f"config: {len(configs)} for {len(prompts)} prompts; give one, or one a prompt")
+    batch = Batch(student)
+    out: dict[Written, list[int]] = {}
+    for prompt, own in zip(prompts, configs, strict=True):
+        check_prompt(student, prompt)
+        row = Written(prompt, own, stop_ids)
+        batch.add(row)
+        out[row] = []
+    with held(student):
+        while len(batch):
+            for row, picked in batch.step():
+                if row.end != "stop":
+                    out[row].append(picked.id)
+    return list(out.values())

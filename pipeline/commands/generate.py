@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from shards.errors import UserError
-from shards.files import write_json
+from shards.files import write_atomic, write_json
 from shards.job import EXIT_USER
 from shards.stage import read_marker
 from student_train.config import GenerateConfig, GenerateJob
@@ -22,6 +22,7 @@ from ..run import StageError, generate_command, phase_environment
 from .target import AsJson
 
 _DEFAULT = GenerateConfig()
+Run = Annotated[str | None, typer.Option(help="A run's name or folder; default: the newest trained one.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -29,9 +30,10 @@ def add(app: typer.Typer) -> None:
 
 
 def generate(  # noqa: PLR0913 (every flag is a parameter)
-    text: Annotated[str | None, typer.Option("--input", help="The beginning to go on from.")] = None,
+    text: Annotated[str | None, typer.Option("--input", help="The beginning to go on from; -: standard input.")] = None,
     file: Annotated[Path | None, typer.Option(help="Take the beginning from this file.")] = None,
-    run: Annotated[str | None, typer.Option(help="A run's name or folder; default: the newest trained one.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file what would be shown.")] = None,
+    run: Run = None,
     student: Annotated[Path | None, typer.Option(help="A student's folder (model/ of a run, or an export).")] = None,
     root: Annotated[Path, typer.Option(help="Where runs/ lies.")] = Path(),
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the input in the chat template.")] = False,
@@ -39,8 +41,11 @@ def generate(  # noqa: PLR0913 (every flag is a parameter)
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = _DEFAULT.temperature,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = _DEFAULT.top_k,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = _DEFAULT.top_p,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="0: off.")] = _DEFAULT.min_p,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text (repeatable).")] = None,
     repetition_penalty: Annotated[float, typer.Option(min=0.01)] = _DEFAULT.repetition_penalty,
     seed: Annotated[int, typer.Option()] = _DEFAULT.seed,
+    time_stats: Annotated[bool, typer.Option("--time-stats", help="Say on standard error how fast it was.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Let a trained student write."""
@@ -49,17 +54,35 @@ def generate(  # noqa: PLR0913 (every flag is a parameter)
         temperature=temperature,
         top_k=top_k,
         top_p=max(top_p, 1e-6),
+        min_p=min_p,
+        stop=tuple(s for s in stop or () if s),
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
     model = find_student(root, run, student)
     job = GenerateJob(generate=sampling, model=model.absolute(), prompt=_prompt(text, file), chat=chat)
+    silent = as_json or output is not None
+    first = "" if chat else job.prompt
+    result = _run(job, _ignore if silent else _write_on, "" if silent else first)
     if as_json:
-        result = _run(job, lambda _: None)
-        typer.echo(json.dumps({"student": str(model), **result}, ensure_ascii=False, indent=1))
+        text = json.dumps({"student": str(model), **result}, ensure_ascii=False, indent=1) + "\n"
     else:
-        _run(job, _write_on, "" if chat else job.prompt)
+        text = f"{first}{result['text']}\n"
+    if output is not None:
+        write_atomic(output, text)
+    elif as_json:
+        typer.echo(text, nl=False)
+    else:
         typer.echo()
+    if time_stats:
+        typer.echo(_speed(result), err=True)
+
+
+def _speed(result: Mapping[str, Any]) -> str:
+    each = result["ms_per_token"]
+    pace = f", then {each:.2f} ms a token ({1000 / each:.1f} tokens/s)" if each else ""
+    counts = f"prompt {result['prompt_tokens']} tokens, written {result['tokens']}"
+    return f"{counts}; first token after {result['first_token_ms']:.1f} ms{pace}"
 
 
 def find_student(root: Path, run: str | None, student: Path | None) -> Path:
@@ -92,6 +115,11 @@ def find_student(root: Path, run: str | None, student: Path | None) -> Path:
 def _prompt(text: str | None, file: Path | None) -> str:
     if (text is None) == (file is None):
         raise UserError("--input: give either --input TEXT or --file FILE, one of them")
+    if text == "-":
+        try:
+            return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        except UnicodeDecodeError as e:
+            raise UserError(f"--input -: standard input is not UTF-8 text ({e})") from None
     if text is not None:
         return text
     assert file is not None
@@ -99,6 +127,10 @@ def _prompt(text: str | None, file: Path | None) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: not readable as UTF-8 text ({e}); name a text file") from None
+
+
+def _ignore(_: str) -> None:
+    pass
 
 
 def _write_on(piece: str) -> None:

@@ -79,6 +79,15 @@ class Synapses(nn.Module):
     source: Tensor
     cell: Tensor
     excites: Tensor
+    held: Drive | None = None
+
+    def hold(self) -> None:
+        """Keep the drive of the present weights for all passes to come, until `release`: for decoding."""
+        self.release()
+        self.held = self(torch.promote_types(self.raw_weight.dtype, torch.float32))
+
+    def release(self) -> None:
+        self.held = None
 
     @torch.no_grad()
     def reset_parameters(self, sigma: tuple[float, float], mu_scatter: float) -> None:
@@ -96,6 +105,8 @@ class Synapses(nn.Module):
 
     def forward(self, wide: torch.dtype) -> Drive:
         """The drive, its vectors in dtype `wide` and its matrix in the dtype of the parameters."""
+        if self.held is not None and self.held.mu.dtype == wide:
+            return self.held
         weight = nn.functional.softplus(self.raw_weight.to(wide))
         reversal = nn.functional.softplus(self.raw_reversal.to(wide))
         signed = weight * torch.where(self.excites, reversal, -reversal)

@@ -40,6 +40,8 @@ def last_steps(x: Tensor, count: int, segments: Segments) -> tuple[Tensor, Tenso
     x: [B, count + T, ..], a carried buffer of `count` steps before the T new ones -> [B, count, ..], bool [B, count].
     """
     B, T = x.shape[0], x.shape[1] - count
+    if segments.last is None and segments.age is None:  # decoding: just the end, nothing to look up
+        return x[:, T:], torch.ones(B, count, dtype=torch.bool, device=x.device)
     last = segments.last if segments.last is not None else torch.full((B,), T - 1, device=x.device)
     back = torch.arange(count - 1, -1, -1, device=x.device)  # steps before the last real token
     index = last.unsqueeze(1) + count - back

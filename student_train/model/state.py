@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +25,14 @@ class State(NamedTuple):
     def select(self, rows: Tensor) -> State:
         """The rows [R] int64 of the batch, in that order, repeats allowed."""
         return self.map(lambda x: x.index_select(0, rows))
+
+    @staticmethod
+    def join(states: Sequence[State]) -> State:
+        """One batch of all their rows, in order."""
+        if len(states) == 1:
+            return states[0]
+        layers = zip(*(s.layers for s in states), strict=True)
+        return State(tuple({name: torch.cat([x[name] for x in same]) for name in same[0]} for same in layers))
 
     def to(self, device: Any) -> State:
         return self.map(lambda x: x.to(device))

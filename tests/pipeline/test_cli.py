@@ -18,8 +18,10 @@ from pipeline.names import TREE, foreign_names
 from shards.errors import UserError
 
 COMMANDS = sorted(
-    {"run", "prepare", "dump", "train", "eval", "export", "report", "generate", "init", "doctor", "clean"}
-    | {"shards inspect", "shards verify", "shards convert"}
+    """
+    run prepare dump train eval export report generate serve chat init doctor clean
+    """.split()
+    + ["shards inspect", "shards verify", "shards convert"]
 )
 
 

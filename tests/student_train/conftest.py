@@ -133,3 +133,38 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_probe(root / "teacher" / "probe.arrow", probe, VOCAB)
     return root
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained student of random temper with a byte-level tokenizer (one token a byte) and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from student_train.config import CellConfig, EncoderConfig, StudentConfig
+    from student_train.model.files import save_model
+    from student_train.model.lm import Student
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|endoftext|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    path = tmp_path_factory.mktemp("talker")
+    tokenizer.save_pretrained(path / "tokenizer")
+    torch.manual_seed(3)
+    config = StudentConfig(
+        hidden_size=32, encoder=EncoderConfig(layers=1, heads=2, window=8), blocks=1, cell=CellConfig(units=32)
+    )
+    student = Student(config, len(tokenizer), len(tokenizer) + 3)
+    torch.nn.init.normal_(student.norm.weight)  # else a tied table repeats its input
+    with torch.no_grad():
+        student.head_bias[[tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]] = -30
+    save_model(path / "model", student, path / "tokenizer", {})
+    return path / "model"
