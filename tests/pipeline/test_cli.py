@@ -19,7 +19,7 @@ from shards.errors import UserError
 
 COMMANDS = sorted(
     {"run", "prepare", "dump", "train", "eval", "export", "report", "generate", "init", "doctor", "clean"}
-    | {"shards inspect", "shards verify", "shards convert"}
+    | {f"shards {verb}" for verb in ("inspect", "verify", "convert", "stats", "sample", "split", "merge", "export")}
 )
 
 
