@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from shards import Row, open_dataset
-from shards.export import rank_ordered
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids -> text."""
@@ -95,7 +94,7 @@ def _row(row: Row, num_positions: int, decode: Decode) -> dict[str, Any]:
 
 
 def _positions(row: Row, num_positions: int, decode: Decode) -> Iterator[dict[str, Any]]:
-    capture = rank_ordered(row).capture
+    capture = row.capture
     if capture is None:
         return
     heads = np.concatenate([[0], np.cumsum(capture.head_lengths, dtype=np.int64)])

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from .columns import rows_to_batch
@@ -20,7 +18,7 @@ from .files import appears_whole
 from .header import Header
 from .manifest import ShardEntry
 from .reader import Dataset, open_dataset
-from .rows import Capture, Row
+from .rows import Row
 from .schema import arrow_schema
 
 Progress = Callable[[int, int], None]
@@ -68,20 +66,9 @@ def split_name(dataset: Dataset) -> str:
     return "".join(c for c in name if c.isalnum() or c == "_") or "train"
 
 
-def rank_ordered(row: Row) -> Row:
-    """The row with every head most likely first (smaller id first on ties): a compact reader hands them out by id."""
-    capture = row.capture
-    if capture is None:
-        return row
-    owner = np.repeat(np.arange(len(capture.head_lengths)), capture.head_lengths)
-    order = np.lexsort((-capture.head_logprobs, owner))  # stable: equal values keep the order they came in
-    ordered: Capture = replace(capture, head_ids=capture.head_ids[order], head_logprobs=capture.head_logprobs[order])
-    return replace(row, capture=ordered)
-
-
 def shard_rows(dataset: Dataset, entry: ShardEntry) -> Iterator[list[Row]]:
-    """The rows of one shard, some at a time, in rank order."""
-    rows = map(rank_ordered, dataset.rows(entry.first_row, entry.first_row + entry.num_rows))
+    """The rows of one shard, some at a time."""
+    rows = dataset.rows(entry.first_row, entry.first_row + entry.num_rows)
     while block := list(islice(rows, _ROWS_AT_ONCE)):
         yield block
 

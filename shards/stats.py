@@ -81,7 +81,7 @@ class _Captures:
         flat = _flat(captures)
         head, n = entries(flat("head_lengths")), len(flat("head_lengths"))
         logprobs = flat("head_logprobs").astype(np.float64)
-        mass = np.exp(logprobs[np.lexsort((-logprobs, head.owner))])  # a compact file hands heads out by id
+        mass = np.exp(logprobs[np.lexsort((-logprobs, head.owner))])  # heads come as stored
         self.kept += [mass[head.place < k].sum() for k in levels(self.header)]
         self.positions += n
         self.head_entries += len(mass)
@@ -131,7 +131,7 @@ def stats(folder: Path, rows: int | None = None, progress: Callable[[int, int], 
     Raises:
         ShardError: no whole dataset there.
     """
-    dataset = open_dataset(folder)
+    dataset = open_dataset(folder, order="any")
     chosen = _spread_rows(len(dataset), rows)
     sources: dict[str, dict[str, int]] = {}
     captures = _Captures(dataset.header)
