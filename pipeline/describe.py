@@ -35,8 +35,8 @@ def describe(folder: Path, num_rows: int, num_positions: int) -> dict[str, Any]:
     }
 
 
-def show(description: dict[str, Any]) -> Iterator[str]:
-    """The description as lines for a person."""
+def show(description: dict[str, Any], positions: bool = True) -> Iterator[str]:
+    """The description as lines for a person; without `positions` the rows only."""
     header = description["header"]
     yield f"{description['folder']}: {header['kind']}, encoding {header['encoding']}"
     scored = description["scored"]
@@ -55,21 +55,31 @@ def show(description: dict[str, Any]) -> Iterator[str]:
     for row in description["first_rows"]:
         counts = f"{row['tokens']} tokens, {row['segments']} segments, source {row['source'] or '-'}"
         yield f"  row {row['row_id']} ({counts}): {row['text']}"
-        for p in row["positions"]:
+        for p in row["positions"] if positions else ():
             yield _position_line(p)
 
 
 def decoder_beside(folder: Path) -> Decode:
     """Token ids -> text, by the tokenizer.json that prepare or dump left beside the dataset; else the bare id."""
-    for place in (folder / "tokenizer", folder.parent / "tokenizer", folder.parent / "teacher" / "tokenizer"):
-        if (place / "tokenizer.json").exists():
-            try:
-                from tokenizers import Tokenizer  # comes with the phases' extras; the base install shows ids
-            except ImportError:
-                break
-            tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
-            return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
-    return lambda ids: " ".join(f"#{i}" for i in ids)
+    place = tokenizer_beside(folder)
+    if place is not None:
+        try:
+            from tokenizers import Tokenizer  # comes with the phases' extras; the base install shows ids
+        except ImportError:
+            return _bare
+        tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
+        return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
+    return _bare
+
+
+def tokenizer_beside(folder: Path) -> Path | None:
+    """The tokenizer's folder that belongs to a dataset, where there is one."""
+    places = (folder / "tokenizer", folder.parent / "tokenizer", folder.parent / "teacher" / "tokenizer")
+    return next((place for place in places if (place / "tokenizer.json").exists()), None)
+
+
+def _bare(ids: Sequence[int]) -> str:
+    return " ".join(f"#{i}" for i in ids)
 
 
 def _row(row: Row, num_positions: int, decode: Decode) -> dict[str, Any]:

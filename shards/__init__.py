@@ -7,7 +7,7 @@ from .convert import convert
 from .errors import ShardError, UserError
 from .header import FORMAT_VERSION, Header
 from .manifest import Manifest, is_whole, plan_shards
-from .order import epoch_order, rank_slice, step_rows, steps_per_epoch
+from .order import Layout, block_order, epoch_order, rank_slice, step_rows, steps_per_epoch
 from .probe import Probe, read_probe, write_probe
 from .reader import Dataset, open_dataset
 from .rows import Capture, Row
@@ -21,6 +21,7 @@ __all__ = [
     "Dataset",
     "DatasetWriter",
     "Header",
+    "Layout",
     "Manifest",
     "Probe",
     "Report",
@@ -28,6 +29,7 @@ __all__ = [
     "ShardError",
     "ShardPlan",
     "UserError",
+    "block_order",
     "convert",
     "epoch_order",
     "is_whole",

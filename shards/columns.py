@@ -27,6 +27,7 @@ _SCALARS: dict[str, Callable[[Row], Any]] = {
     "row_id": lambda row: row.row_id,
     "source": lambda row: row.source,
     "scored_bytes": lambda row: row.scored_bytes,
+    "corpus_id": lambda row: row.corpus_id,
 }
 
 
@@ -101,6 +102,7 @@ def row_at(columns: Columns, r: int, header: Header) -> Row:
         continued=at["continued"] if len(at["continued"]) else None,
         scored_bytes=int(columns.scalars["scored_bytes"][r]),
         capture=_capture(at, header) if header.kind == "captures" else None,
+        corpus_id=int(columns.scalars["corpus_id"][r]) if "corpus_id" in columns.scalars else 0,
     )
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -108,3 +109,42 @@ def folder_lock(folder: Path, *, patience_s: float = 5.0) -> Iterator[None]:
             yield
         finally:
             f.truncate(0)
+
+
+@contextlib.contextmanager
+def appears_whole(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into; at the end it becomes `folder`, at an exception nothing is left.
+
+    What a killed predecessor left in the hidden folder is thrown away by the next one.
+
+    Raises:
+        UserError: `folder` exists already, or another process is making it.
+    """
+    _refuse_existing(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    with folder_lock(temporary):
+        _refuse_existing(folder)  # another process may have finished while this one waited for the lock
+        _empty(temporary)
+        try:
+            yield temporary
+            _refuse_existing(folder)
+            fsync_folder(temporary)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_folder(folder.parent)
+        (folder / LOCK_NAME).unlink()
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise UserError(f"{folder}: exists already and is never overwritten; choose another name, or delete it")
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()

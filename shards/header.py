@@ -18,6 +18,10 @@ ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 DECODED_FROM = "decoded_from"
 """Key of `Header.extra` in a plain dataset that was compact before."""
 OPTIONAL_COLUMNS = ("tail_logprobs", "logsumexp")
+CORPUS_ID = "corpus_id"
+"""The optional column that `merge` adds: which corpus of `Header.extra["corpora"]` a row_id belongs to."""
+DERIVED = "derived"
+"""Key of `Header.extra` in a dataset of chosen or merged rows: how it came about. Such rows keep their row_id."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Header:
     threads: int | None = None
     """CPU threads of the teacher: byte identity is promised for equal counts only."""
     optional_columns: tuple[str, ...] = ()
-    """Of `tail_logprobs`, `logsumexp`."""
+    """Of `tail_logprobs`, `logsumexp`, `corpus_id`."""
     fingerprints: dict[str, Any] = field(default_factory=dict)
     """Keys teacher, tokenizer, chat_template, corpus; values: text or a dict of texts."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +66,12 @@ class Header:
         assert 0 < self.vocab_size <= self.vocab_rows, (self.vocab_size, self.vocab_rows)
         assert self.temperatures[:1] == (1.0,), self.temperatures
         assert set(self.tail) <= {"draws", "draws_per_mass"}, self.tail
-        assert set(self.optional_columns) <= set(OPTIONAL_COLUMNS), self.optional_columns
+        assert set(self.optional_columns) <= {*OPTIONAL_COLUMNS, CORPUS_ID}, self.optional_columns
+
+    @property
+    def derived(self) -> bool:
+        """Whether rows were chosen or merged, so that a row_id is not the row's index here."""
+        return DERIVED in self.extra
 
     @property
     def coded(self) -> bool:

@@ -21,6 +21,7 @@ from .errors import ShardError
 from .files import sha256_file
 from .header import Header
 from .manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
+from .order import Layout
 from .rows import Row
 from .schema import arrow_schema, schema_difference
 
@@ -106,6 +107,11 @@ class Dataset:
         return self.manifest.header
 
     @property
+    def layout(self) -> Layout:
+        """For `order.block_order`."""
+        return Layout(tuple(shard.num_rows for shard in self.manifest.shards), self.manifest.rows_per_batch)
+
+    @property
     def num_tokens(self) -> int:
         return self.manifest.num_tokens
 
@@ -132,6 +138,10 @@ class Dataset:
         in_file_order = sorted(set(map(int, indices)))
         found = {index: self[index] for index in in_file_order}
         return [found[int(index)] for index in indices]
+
+    def shard_of(self, index: int) -> ShardEntry:
+        """The manifest's entry of the shard that holds a row."""
+        return self.manifest.shards[bisect_right(self._first_rows, index) - 1]
 
     def _locate(self, index: int) -> tuple[int, int, int]:
         """(shard, batch inside it, row inside that) of a row."""

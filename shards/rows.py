@@ -52,6 +52,8 @@ class Row:
     scored_bytes: int = 0
     """UTF-8 bytes that the scored labels stand for (bits per byte)."""
     capture: Capture | None = None
+    corpus_id: int = 0
+    """In merged datasets, which corpus `row_id` belongs to."""
 
     @property
     def num_tokens(self) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from .compact import DECODING, plane_sizes
 from .files import canonical_json
-from .header import FORMAT_NAME, FORMAT_VERSION, OPTIONAL_COLUMNS, Header
+from .header import CORPUS_ID, FORMAT_NAME, FORMAT_VERSION, OPTIONAL_COLUMNS, Header
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ _ROW_FIELDS: tuple[Field, ...] = (
     ("document_ids", pa.list_(pa.int64()), "G ids: the document of each segment; empty: not known"),
     ("continued", pa.list_(pa.bool_()), "G flags: the segment goes on from an earlier one; empty: not known"),
     ("scored_bytes", pa.int64(), "UTF-8 bytes that the scored labels stand for"),
+    (CORPUS_ID, pa.int32(), "index in header.extra.corpora of the corpus that row_id belongs to (merged datasets)"),
 )
 
 _CAPTURE_FIELDS: tuple[Field, ...] = (
@@ -79,10 +80,10 @@ _COMPACT = (
 
 def column_names(header: Header) -> tuple[str, ...]:
     """Columns that a shard of this header has, in order."""
-    names = tuple(name for name, _, _ in _ROW_FIELDS)
+    unwanted = {*OPTIONAL_COLUMNS, CORPUS_ID} - set(header.optional_columns)
+    names = tuple(name for name, _, _ in _ROW_FIELDS if name not in unwanted)
     if header.kind == "rows":
         return names
-    unwanted = set(OPTIONAL_COLUMNS) - set(header.optional_columns)
     return names + tuple(name for name, _, _ in _CAPTURE_FIELDS if name not in unwanted)
 
 

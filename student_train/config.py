@@ -137,6 +137,9 @@ class TrainConfig(Strict):
     log_every: int = Field(1, ge=1)
     seed: int = 0
     """Decides initial weights and data order."""
+    shuffle: Literal["rows", "blocks"] = "rows"
+    """`rows`: every order of rows is as likely as any other; `blocks`: shards are read in sequence, which large or
+    remote dumps want, and rows are mixed within a window of some thousands of tokens a shard."""
     threads: int | None = Field(None, ge=1)
     """Torch CPU threads a rank; None: cores divided by ranks."""
     init_bias: Literal["unigram", "zero"] = "unigram"

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class Slice:
     """Rows in one micro-batch."""
     rank: int
     world: int
+    shuffle: Literal["rows", "blocks"] = "rows"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,8 @@ def collate(rows: Sequence[Row]) -> tuple[TokenBatch, Targets]:
 
 def load_step(dataset: Dataset, ours: Slice, step: int) -> StepBatch:
     """Read and collate our micro-batches of step `step` (from 0)."""
-    rows, epoch = step_rows(ours.seed, step, len(dataset), ours.global_batch)
+    layout = dataset.layout if ours.shuffle == "blocks" else None
+    rows, epoch = step_rows(ours.seed, step, len(dataset), ours.global_batch, layout)
     slices = rank_slice(rows, ours.rank, ours.world, ours.micro, ours.global_batch)
     loaded = [dataset.read(s) if s else [] for s in slices]
     micro = tuple(collate(m) for m in loaded)

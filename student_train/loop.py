@@ -121,7 +121,7 @@ def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
         emit({"event": "note", "text": f"going on after step {cursor.step} ({root / tag})"})
 
     global_batch = train.batch_size * inputs.accumulation * world()
-    ours = Slice(train.seed, global_batch, train.batch_size, rank(), world())
+    ours = Slice(train.seed, global_batch, train.batch_size, rank(), world(), train.shuffle)
     steps = total_steps(train, len(data), global_batch)
     cursor = Trainer(job, emit, engine, data, ours, steps).run(cursor)
 

@@ -10,6 +10,7 @@ import typer
 
 from shards.job import EXIT_USER
 
+from . import reshape
 from .target import AsJson
 
 Folder = Annotated[
@@ -24,6 +25,7 @@ def add(app: typer.Typer) -> None:
     group.command(
         epilog="Example: minicodformer shards convert dumps/quickstart/shards dumps/small/shards --to compact"
     )(convert)
+    reshape.add(group)
     app.add_typer(group, name="shards")
 
 
@@ -34,15 +36,21 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset is, and its first rows with what the teacher said."""
+    from rich.console import Console
+
     from ..describe import describe, show
+    from ..tables import show_positions
 
     found = [describe(dataset, rows, positions) for dataset in datasets_in(folder)]
     if as_json:
         typer.echo(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))
         return
+    console = Console(highlight=False)
     for description in found:
-        for line in show(description):
+        for line in show(description, positions=not console.is_terminal):
             typer.echo(line)
+        for row in description["first_rows"] if console.is_terminal else ():
+            show_positions(row, console)
 
 
 def verify(

@@ -50,8 +50,14 @@ def check_rows(flat: Flat, header: Header, found: Findings) -> None:
     """Ids, segments and prompt runs of every row; never-scored positions."""
     columns, tokens = flat.columns, flat.columns.lists["input_ids"]
     row_ids = columns.scalars["row_id"].astype(np.int64)
-    ahead = row_ids != flat.first_row + np.arange(columns.num_rows)
-    found.rows(ROWS, "row_id is not the row's index", ahead, flat, lambda r: row_ids[r])
+    if header.derived:
+        corpus = columns.scalars.get("corpus_id", np.zeros(columns.num_rows, np.int32))
+        same = np.append(False, corpus[1:] == corpus[:-1])
+        fall = np.append(False, (corpus[1:] < corpus[:-1]) | (same[1:] & (row_ids[1:] <= row_ids[:-1])))
+        found.rows(ROWS, "(corpus_id, row_id) do not rise", fall, flat, lambda r: row_ids[r])
+    else:
+        ahead = row_ids != flat.first_row + np.arange(columns.num_rows)
+        found.rows(ROWS, "row_id is not the row's index", ahead, flat, lambda r: row_ids[r])
     size = (tokens.lengths < 1) | (tokens.lengths > header.max_length)
     found.rows(ROWS, f"the row has not 1 to {header.max_length} tokens", size, flat, _length(tokens))
     outside = (tokens.values < 0) | (tokens.values >= header.vocab_size)

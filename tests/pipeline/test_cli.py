@@ -21,7 +21,7 @@ COMMANDS = sorted(
     """
     run prepare dump train eval export report generate serve chat init doctor clean
     """.split()
-    + ["shards inspect", "shards verify", "shards convert"]
+    + [f"shards {verb}" for verb in ("inspect", "verify", "convert", "stats", "sample", "split", "merge", "export")]
 )
 
 

@@ -68,6 +68,7 @@ def test_golden_datasets_read_to_their_known_values(kind):
     dataset = open_dataset(GOLDEN / kind)
     assert dataset.header.to_json() == VALUES[kind]["header"]
     read = [plain(asdict(row)) for row in dataset.rows()]
+    assert [row.pop("corpus_id") for row in read] == [0] * len(read)  # no column before `merge`
     for row in read if kind == "captures" else ():
         row["capture"]["dead_row_mass"] = 0.125  # no column; its mean is in the manifest
     assert read == VALUES[kind]["rows"]

@@ -55,9 +55,10 @@ def test_schema_differences_are_told_in_words(build):
 
 def test_public_names_are_pinned():
     assert shards.__all__ == [
-        "FORMAT_VERSION", "Capture", "Dataset", "DatasetWriter", "Header", "Manifest", "Probe", "Report", "Row",
-        "ShardError", "ShardPlan", "UserError", "convert", "epoch_order", "is_whole", "open_dataset", "plan_shards",
-        "rank_slice", "read_probe", "step_rows", "steps_per_epoch", "verify", "write_probe",
+        "FORMAT_VERSION", "Capture", "Dataset", "DatasetWriter", "Header", "Layout", "Manifest", "Probe", "Report",
+        "Row", "ShardError", "ShardPlan", "UserError", "block_order", "convert", "epoch_order", "is_whole",
+        "open_dataset", "plan_shards", "rank_slice", "read_probe", "step_rows", "steps_per_epoch", "verify",
+        "write_probe",
     ]  # fmt: skip
 
 
