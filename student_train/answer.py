@@ -98,7 +98,7 @@ def _score(logprobs: Tensor, targets: Targets, top: int) -> dict[str, list[Any]]
     kl = torch.where(targets.head_mask.any(1), on_events, hybrid(picked, nothing, targets))
     label = logprobs.gather(1, targets.labels[:, None])[:, 0]
     entropy = -torch.xlogy(logprobs.exp(), logprobs.exp()).sum(1)
-    lists = {"kl": _short(kl), "label_logprob": _short(label), "entropy": _short(entropy)}
+    lists: dict[str, list[Any]] = {"kl": _short(kl), "label_logprob": _short(label), "entropy": _short(entropy)}
     if top:
         best = logprobs.topk(min(top, logprobs.shape[1]), dim=1)
         sizes = targets.mask.sum(1).tolist()

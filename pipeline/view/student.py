@@ -60,7 +60,7 @@ class StudentProcess:
                 start_new_session=True,
             )
         self._lock = threading.Lock()
-        self._waiting = 0
+        self._waiting: set[object] = set()  # whoever waits for a row goes before the sweep
         self._kept: OrderedDict[tuple[str, int], dict[str, Any]] = OrderedDict()
         self._wanted_until: dict[str, float] = {}
         self.swept: dict[str, int] = dict.fromkeys(datasets, 0)
@@ -75,7 +75,8 @@ class StudentProcess:
             UserError: it cannot, or its process has ended.
         """
         key = (name, index)
-        self._waiting += 1
+        me = object()
+        self._waiting.add(me)
         try:
             with self._lock:
                 if key not in self._kept:
@@ -85,7 +86,7 @@ class StudentProcess:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         finally:
-            self._waiting -= 1
+            self._waiting.discard(me)
 
     def sweep(self, name: str) -> None:
         """Go on looking for the worst tokens of a dataset for a while; returns at once."""
