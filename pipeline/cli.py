@@ -16,7 +16,7 @@ import typer
 from shards.errors import UserError, from_os_error
 from shards.job import EXIT_FAILED, EXIT_USER
 
-from .commands import generate, look, serve, stages, upkeep
+from .commands import generate, look, serve, stages, upkeep, view
 from .names import foreign_names
 from .run import StageError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _commands in (stages, generate, serve, look, upkeep):
+for _commands in (stages, generate, serve, look, view, upkeep):
     _commands.add(app)
 
 

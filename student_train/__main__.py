@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from shards.errors import UserError
 from shards.job import EXIT_USER, Emit, die_with_parent, guarded, print_event, silent
 
-from .config import EvalJob, ExportJob, GenerateJob, Job, TrainJob
+from .config import EvalJob, ExportJob, GenerateJob, Job, ScoreJob, TrainJob
 
 USAGE = "usage: python -m student_train JOB.json   (a train job: torchrun --standalone --nproc_per_node N -m ...)"
 
@@ -56,6 +56,10 @@ def run_job(job: Job, emit: Emit) -> None:
             from .export import run as export
 
             export(job, emit)
+        case ScoreJob():
+            from .answer import run as answer
+
+            answer(job, emit)
 
 
 def main() -> int:

@@ -256,4 +256,15 @@ class ExportJob(Strict):
     digest: str
 
 
-Job = Annotated[TrainJob | EvalJob | GenerateJob | ExportJob, Field(discriminator="stage")]
+class ScoreJob(Strict):
+    """Answers questions about rows on standard input until it ends; writes no file. See `student_train.answer`."""
+
+    stage: Literal["score"] = "score"
+    model: Path
+    datasets: dict[str, Path]
+    """Folders of captures by the name that questions use."""
+    top: int = Field(10, ge=1)
+    """How many of the student's own most likely ids an answer holds a position."""
+
+
+Job = Annotated[TrainJob | EvalJob | GenerateJob | ExportJob | ScoreJob, Field(discriminator="stage")]

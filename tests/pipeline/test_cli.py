@@ -19,7 +19,7 @@ from shards.errors import UserError
 
 COMMANDS = sorted(
     """
-    run prepare dump train eval export report generate serve chat init doctor clean
+    run prepare dump train eval export report generate serve chat view init doctor clean
     """.split()
     + [f"shards {verb}" for verb in ("inspect", "verify", "convert", "stats", "sample", "split", "merge", "export")]
 )
