@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .leak import Leak
-from .scan import reversed_scan
+from ..kernels.linear_scan import reversed_scan
 from .synapses import Drive, pull_back
 
 
