@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .leak import Leak
 from ..kernels.linear_scan import reversed_scan
+from .leak import Leak
 from .synapses import Drive, pull_back
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from interpreter import interpreted_triton
+
 from student_train.kernels.linear_scan import chunked, linear_scan, reversed_scan
 from student_train.kernels.linear_scan import loop as loop_twin
 

@@ -1,7 +1,8 @@
 """The linear recurrence along time, v_t = a_t v_{t-1} + b_t, in parallel and with its exact adjoint.
 
 The scan tree depends on T alone. Values never decide anything and nothing is divided by, so |a| <= 1 is all that
-accuracy needs; v_t is a function of a, b up to t, bit for bit. Computes in the dtype it is given: pass float32 or wider.
+accuracy needs; v_t is a function of a, b up to t, bit for bit. Computes in the dtype it is given: pass
+float32 or wider.
 Twins: `reference.loop` (the law), `chunked.chunked` (plain torch), `triton.tiled` (one launch, CUDA).
 """
 

@@ -5,8 +5,6 @@ Reads a and b once and writes v once. Every value is computed in the dtype given
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +14,7 @@ BLOCK_T, BLOCK_U = 64, 32
 
 
 @triton.jit
-def chain(a_left: Any, b_left: Any, a_right: Any, b_right: Any):
+def chain(a_left, b_left, a_right, b_right):
     """Two affine maps in a row: first the left one."""
     return a_left * a_right, a_right * b_left + b_right
 

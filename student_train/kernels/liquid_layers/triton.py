@@ -148,7 +148,7 @@ class _Command(torch.autograd.Function):
         weights = _weights(matrix, fans.into.long(), targets, fans.into_real, c.dtype)
         kernels.command_forward[(B,)](
             sums, c, pull, load, start, before, keep, r_sigma, r_mu, fans.into, *weights, sigma, mu, v, denominators,
-            s, T, C, two // 2, KEEP=keep is not None, DEGREE=len(fans.into), **_shape(C),
+            s, c.new_empty(B, 2, _width(C)), T, C, two // 2, KEEP=keep is not None, DEGREE=len(fans.into), **_shape(C),
         )  # fmt: skip
         ctx.save_for_backward(c, start, before, keep, sigma, mu, r_sigma, r_mu, matrix, v, denominators)
         ctx.fans, ctx.narrow = fans, sums.dtype
@@ -168,7 +168,7 @@ class _Command(torch.autograd.Function):
         weights = _weights(matrix, sources, fans.out_of.long(), fans.out_of_real, c.dtype)
         kernels.command_backward[(B,)](
             c, start, before, keep, r_sigma, r_mu, fans.out_of, *weights, sigma, mu, v, denominators, grad_v, grad_s,
-            grad_sums, spoken, parts, T, C, P,
+            grad_sums, spoken, parts, c.new_empty(B, 4, _width(C)), T, C, P,
             KEEP=keep is not None, OWN=grad_v is not None, DEGREE=len(fans.out_of), **_shape(C),
         )  # fmt: skip
         whole = parts[:, :8].sum(0)
@@ -183,6 +183,10 @@ def _weights(matrix: Tensor, source: Tensor, target: Tensor, real: Tensor, dtype
     return picked[0].to(dtype), picked[1].to(dtype)
 
 
+def _width(neurons: int) -> int:
+    return max(8, triton.next_power_of_2(neurons))
+
+
 def _shape(neurons: int) -> dict[str, int]:
-    width = max(8, triton.next_power_of_2(neurons))
-    return {"WIDTH": width, "num_warps": 4 if width <= 256 else 8}
+    width = _width(neurons)
+    return {"WIDTH": width, "num_warps": min(8, max(1, width // 32))}
