@@ -5,6 +5,7 @@ The command layer walks through time inside one kernel, a program a row, which i
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def fused_states(
 ) -> list[Tensor]:
     """All states of each layer after every token, [B, T, .] each. `layers`: the twin to use, by default Triton's."""
     if layers is None:
-        from ..kernels.liquid_layers import triton as layers
+        layers = importlib.import_module("..kernels.liquid_layers.triton", __package__)
     wide = torch.promote_types(x.dtype, torch.float32)
     c, pull, load = cell._leaks(wide)
     fresh = cell.start.to(wide)

@@ -28,7 +28,7 @@ def lively(units=29, inputs=5, dtype=torch.float64, **settings):
 
 
 @pytest.mark.parametrize("segments", [False, True])
-@pytest.mark.parametrize("T", [1, 2, 35])
+@pytest.mark.parametrize("T", [1, 20])
 def test_values_and_all_gradients_of_the_fused_cell_are_those_of_the_reference(kernels, T, segments):
     cell = lively()
     x = torch.randn(2, T, 5, dtype=torch.float64, requires_grad=True)
@@ -52,8 +52,8 @@ def test_the_fused_cell_equals_its_step_also_in_pieces(kernels, monkeypatch):
     monkeypatch.setattr(ltc_ncp, "triton_runs", lambda _: True)
     cell = lively()
     assert cell.path(torch.zeros(1)) == "fused"
-    x, state, outs = torch.randn(2, 35, 5, dtype=torch.float64), cell.start.expand(2, -1), []
-    for t in range(35):
+    x, state, outs = torch.randn(1, 19, 5, dtype=torch.float64), cell.start.expand(1, -1), []
+    for t in range(19):
         out, state = cell.step(x[:, t], state)
         outs.append(out)
     whole, end = cell(x)
@@ -91,10 +91,8 @@ def test_every_column_of_the_activations_is_written(kernels, monkeypatch):
 def test_fans_list_each_synapse_once_and_crowded_wirings_have_none():
     edges = np.random.default_rng(0).random((9, 9)) < 0.2
     fans = list_fans(edges)
-    found = {
-        (int(s), t) for t in range(9) for s, real in zip(fans.into[:, t], fans.into_real[:, t], strict=True) if real
-    }
-    assert found == set(zip(*map(list, np.nonzero(edges)), strict=True))
+    found = {(int(fans.into[k, t]), int(t)) for k, t in fans.into_real.nonzero()}
+    assert found == {(int(s), int(t)) for s, t in np.argwhere(edges)}
     assert list_fans(np.ones((20, 20), bool)) is None
 
 
