@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.linear_scan import reversed_scan
 from .leak import Leak
-from .scan import reversed_scan
 from .synapses import Drive, pull_back
 
 

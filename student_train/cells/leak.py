@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .scan import linear_scan
+from ..kernels.linear_scan import linear_scan
 
 
 class Leak(NamedTuple):

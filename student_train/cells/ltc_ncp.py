@@ -10,20 +10,26 @@ with capacitance C, leak conductance g towards the rest r. Within a step the lay
 on the new inter states (and on the old command states, its recurrent synapses), then motor. That is the ncps package's
 network with the motor output moved by two steps.
 
-`step` is the law. `forward` gives the same over a whole sequence without a loop over neurons in time: inter and motor
-neurons are exact linear scans (`leak.py`), the command layer takes a fixed number of sweeps (`command.py`).
+`step` is the law. `forward` gives the same over a whole sequence, by one of two ways (`path` says which):
+layered, in plain torch: inter and motor neurons are exact linear scans (`leak.py`), the command layer takes a fixed
+number of sweeps (`command.py`); or fused, on CUDA: one kernel a layer, exact without sweeps (`fused.py`).
 States: [B, U], order inter, command, motor. A segment starts from the learned state `start`. The output is the motor
 state plus `offset`, which is the package's output bias.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import CellConfig
+from ..kernels.device import triton_runs
+from ..kernels.liquid_layers import Fans
 from .command import Command
+from .fused import fused_states, list_fans
 from .leak import Leak, linear_layer
 from .synapses import Synapses, softplus_inverse
 from .wiring import Wiring, auto_ncp
@@ -52,6 +58,10 @@ class LtcNcp(nn.Module):
         self.inter_command = bundle(wiring.internal[inter, command], command)
         self.recurrent = bundle(wiring.internal[command, command], command)
         self.command_motor = bundle(wiring.internal[command, motor], motor)
+        fans = list_fans(wiring.internal[command, command] != 0)
+        for name, fan in ({} if fans is None else fans._asdict()).items():
+            self.register_buffer(f"fan_{name}", fan, persistent=False)
+        self.has_fans = fans is not None
         self.raw_capacitance = nn.Parameter(torch.empty(config.units))
         self.raw_leak = nn.Parameter(torch.empty(config.units))
         self.rest = nn.Parameter(torch.empty(config.units))
@@ -111,6 +121,16 @@ class LtcNcp(nn.Module):
         pull = g * self.rest.to(wide)
         return list(c.split(self.sizes)), list(pull.split(self.sizes)), list((c + g + EPSILON).split(self.sizes))
 
+    @property
+    def fans(self) -> Fans | None:
+        """The recurrent synapses as lists, where the fused path can take them."""
+        return Fans(*(self.get_buffer(f"fan_{name}") for name in Fans._fields)) if self.has_fans else None
+
+    def path(self, x: Tensor) -> Literal["layered", "fused"]:
+        """How `forward` takes a sequence like x."""
+        fits = self.has_fans and self.config.unfolds == 1 and self.config.synapses == "per_source"
+        return "fused" if fits and triton_runs(x) else "layered"
+
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One token: x [B, S], state [B, U] -> motor [B, M], state [B, U]. The law that `forward` is held to."""
         wide = state.dtype
@@ -137,7 +157,7 @@ class LtcNcp(nn.Module):
         keep: [B, T] bool, False where a segment starts (the state before it is dropped). None: no starts.
         last: [B] index of each row's last real token, -1: none (its state stays). None: T - 1.
         """
-        states, _ = self._states(x, state, keep)
+        states = self._states(x, state, keep)
         out = states[2] + self.offset.to(states[2].dtype)
         if last is None:
             return out, torch.cat([s[:, -1] for s in states], dim=-1)
@@ -149,10 +169,16 @@ class LtcNcp(nn.Module):
     @torch.no_grad()
     def residual(self, x: Tensor, state: Tensor | None = None, keep: Tensor | None = None) -> float:
         """Largest command-state change that one more sweep would make: the check of `sweeps`, for debugging."""
-        return float(self._states(x, state, keep)[1].abs().max())
+        return float(self._layered(x, state, keep)[1].abs().max())
 
-    def _states(self, x: Tensor, state: Tensor | None, keep: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """All states of each layer after every token, [B, T, .] each, and the residual of the command layer."""
+    def _states(self, x: Tensor, state: Tensor | None, keep: Tensor | None) -> list[Tensor]:
+        """All states of each layer after every token, [B, T, .] each."""
+        if self.path(x) == "fused":
+            return fused_states(self, x, state, keep)
+        return self._layered(x, state, keep)[0]
+
+    def _layered(self, x: Tensor, state: Tensor | None, keep: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """As `_states`, and the residual of the command layer."""
         K, wide = self.config.unfolds, torch.promote_types(x.dtype, torch.float32)
         c, pull, load = self._leaks(wide)
         fresh = self.start.to(wide)

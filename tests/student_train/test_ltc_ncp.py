@@ -108,7 +108,7 @@ def skewed_package(cell, x):
 
 
 def all_states(cell, x, start=None, keep=None):
-    return torch.cat(cell._states(x, start, keep)[0], dim=-1)
+    return torch.cat(cell._states(x, start, keep), dim=-1)
 
 
 def loop(cell, x, start, keep=None):

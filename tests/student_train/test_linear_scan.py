@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from interpreter import interpreted_triton
 
-from student_train.cells.scan import linear_scan, reversed_scan
+from student_train.kernels.linear_scan import chunked, linear_scan, reversed_scan
+from student_train.kernels.linear_scan import loop as loop_twin
 
 
 def loop(a, b, initial):
@@ -59,3 +61,24 @@ def test_a_closed_gate_forgets_even_huge_pasts_and_slow_decay_stays_exact():
     v = linear_scan(decay, torch.zeros_like(decay), torch.ones(1, 1))
     exact = (1 - 2**-12) ** torch.arange(1, 4097, dtype=torch.float64)
     torch.testing.assert_close(v[0, :, 0].double(), exact, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("T", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_all_twins_agree(T, backwards):
+    a, b, _ = problem(T)
+    expected = loop_twin(a, b, backwards=backwards)
+    torch.testing.assert_close(chunked(a, b, backwards=backwards), expected, rtol=0, atol=1e-13)
+    tiled = interpreted_triton("student_train.kernels.linear_scan.triton").tiled
+    torch.testing.assert_close(tiled(a, b, backwards=backwards), expected, rtol=0, atol=1e-13)
+
+
+def test_the_triton_twin_is_causal_bit_by_bit_and_covers_odd_widths():
+    tiled = interpreted_triton("student_train.kernels.linear_scan.triton").tiled
+    a, b = torch.rand(2, 90, 37), torch.randn(2, 90, 37)
+    before = tiled(a, b)
+    torch.testing.assert_close(before, loop_twin(a, b), rtol=0, atol=1e-5)
+    a[:, 50], b[:, 50] = 0.123, 1e30
+    after = tiled(a, b)
+    assert torch.equal(before[:, :50], after[:, :50])
+    assert not torch.equal(before[:, 50], after[:, 50])
