@@ -17,12 +17,10 @@ from pipeline.commands.generate import find_student
 from pipeline.names import TREE, foreign_names
 from shards.errors import UserError
 
-COMMANDS = sorted(
-    """
-    run prepare dump train eval export report generate serve chat view init doctor clean
-    """.split()
-    + [f"shards {verb}" for verb in ("inspect", "verify", "convert", "stats", "sample", "split", "merge", "export")]
-)
+STAGES = ["prepare", "dump", "train", "eval", "export", "report"]
+TALK = ["generate", "chat", "serve", "view"]
+SHARDS = [f"shards {verb}" for verb in ("inspect", "verify", "convert", "stats", "sample", "split", "merge", "export")]
+COMMANDS = sorted(["run", *STAGES, *TALK, *SHARDS, "init", "doctor", "clean"])
 
 
 def call(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
