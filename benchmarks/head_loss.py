@@ -1,8 +1,8 @@
 """Head and sparse distillation loss, forward and backward: milliseconds and peak memory of every way, in one run.
 
 `python benchmarks/head_loss.py` on a GPU takes the size of Qwen3's vocabulary; on a CPU a smaller one. It prints a
-table in Markdown. Ways that are not installed (cut_cross_entropy, liger_kernel) or do not fit are left out by name. Those two
-know hard labels only: they do less.
+table in Markdown. Ways that are not installed (cut_cross_entropy, liger_kernel) or do not fit are left out by name.
+Those two know hard labels only: they do less.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`linear_logsumexp_gather` on CUDA with Triton: logits live in registers, their gradient in slices.
 
-Forward: one pass over the vocabulary keeps a running maximum and sum of exponentials for each row. Backward: for a slice
-of the vocabulary the logits are recomputed and their gradient is written in the inputs' dtype, the sparse part is added
-where it falls, and two library matmuls with float32 accumulation finish the slice. Memory beyond inputs and gradients:
-one such slice, at most `SLICE_BYTES`. Importing this needs triton, which comes with CUDA builds of torch.
+Forward: one pass over the vocabulary keeps a running maximum and sum of exponentials for each row. Backward: for a
+slice of the vocabulary the logits are recomputed and their gradient is written in the inputs' dtype, the sparse part
+is added where it falls, and two library matmuls with float32 accumulation finish the slice. Memory beyond inputs and
+gradients: one such slice, at most `SLICE_BYTES`. Importing this needs triton, which comes with CUDA builds of torch.
 """
 
 # ruff: noqa: PLR0913  kernels take their pointers one by one
