@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import write_atomic
+from student_train.config import LOSS_PARTS
 
 from .figures import COLUMNS, Figures, Likely, figures_of, standings
 from .stages import Plan
@@ -79,7 +80,7 @@ def _curves(f: Figures, named: bool) -> str:
     if not f.metrics:
         return ""
     keys = [k for k, v in f.metrics[-1].items() if k != "step" and isinstance(v, int | float)]
-    losses = [k for k in keys if k == "loss" or k.startswith("loss_") or k in ("hybrid", "forward_kl", "cross_entropy")]
+    losses = [k for k in keys if k == "loss" or k in LOSS_PARTS]
     charts = [line_chart([_series(f, k) for k in losses], "step", "loss and its parts" + _smoothed(f))]
     shown = {"lr": "learning rate", "tokens_per_s": "tokens per second", "grad_norm": "gradient norm"}
     charts += [

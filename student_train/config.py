@@ -77,21 +77,78 @@ class StudentConfig(Strict):
         return self
 
 
+LOSS_PARTS = (
+    "hybrid",
+    "forward_kl",
+    "label_residual",
+    "decoupled",
+    "reverse_kl",
+    "jsd",
+    "renormalised",
+    "cross_entropy",
+)
+"""Names of the weights in `LossConfig`, in the order in which the parts are reported."""
+TEMPERED_PARTS = ("forward_kl", "decoupled", "reverse_kl", "jsd")
+"""Parts that `temperature` acts on."""
+
+
 class LossConfig(Strict):
-    """Weighted sum of parts; every part is reported by name."""
+    """Weighted sum of parts; every part is reported by name. A part of weight 0 is not computed."""
 
     hybrid: float = Field(1.0, ge=0)
     """Unbiased cross-entropy to head + tail draws, minus the stored entropy (an estimate of forward KL)."""
     forward_kl: float = Field(0.0, ge=0)
     """Forward KL on the events {head ids, rest}."""
+    label_residual: float = Field(0.0, ge=0)
+    """Forward KL on the events {head ids, label, rest}: the label is an event of its own also outside the head."""
+    decoupled: float = Field(0.0, ge=0)
+    """Forward KL of the head's mass, plus the head's mass times the forward KL inside the head; only the latter is
+    tempered."""
+    reverse_kl: float = Field(0.0, ge=0)
+    """KL of the student from the teacher on the events {head ids, rest}: mode seeking."""
+    jsd: float = Field(0.0, ge=0)
+    """Generalised Jensen-Shannon divergence on the events {head ids, rest}; see `jsd_beta`."""
+    renormalised: float = Field(0.0, ge=0)
+    """The field's baseline, biased: the head scaled up to mass 1, the tail forgotten."""
     cross_entropy: float = Field(0.1, ge=0)
     """Cross-entropy to the corpus label."""
+    temperature: float = Field(1.0, gt=0)
+    """T of forward_kl, reverse_kl and jsd (there one that the dump stored a rest mass for) and of decoupled (any);
+    each is multiplied with T squared, so that its gradient keeps its size. The other parts are at T = 1 always."""
+    jsd_beta: float = Field(0.5, gt=0, lt=1)
+    """Share of the teacher in the mixture of `jsd`."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the cross-entropy's target that is spread evenly over the vocabulary."""
+    entropy_power: float = Field(0.0, ge=-4, le=4)
+    """Weight of a position: (1 + teacher's entropy in nats) to this power; above 0 favours the uncertain ones."""
+    source_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weight of a position by the `source` of its row; sources not named have weight 1."""
 
     @model_validator(mode="after")
     def _something(self) -> LossConfig:
-        if self.hybrid + self.forward_kl + self.cross_entropy <= 0:
-            raise ValueError("all loss weights are 0: give hybrid, forward_kl or cross_entropy a positive weight")
+        if not self.parts:
+            raise ValueError(f"all loss weights are 0: give one of {', '.join(LOSS_PARTS)} a positive weight")
+        if self.temperature != 1.0 and not set(TEMPERED_PARTS) & set(self.parts):
+            raise ValueError(
+                f"temperature {self.temperature} has no effect: give one of {', '.join(TEMPERED_PARTS)} "
+                "a positive weight, or leave the temperature at 1"
+            )
+        if self.label_smoothing and not self.cross_entropy:
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing} has no effect while cross_entropy is 0: give that a weight"
+            )
         return self
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts with a positive weight, in the order in which they are reported."""
+        return tuple(name for name in LOSS_PARTS if getattr(self, name) > 0)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Of the student's normalisers that the parts need; T = 1 first."""
+        needs = self.temperature != 1.0 and set(self.parts) & {"forward_kl", "reverse_kl", "jsd"}
+        return (1.0, self.temperature) if needs else (1.0,)
 
 
 class OptimizerConfig(Strict):

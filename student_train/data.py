@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from shards import Dataset, Row, rank_slice, step_rows
 
-from .losses import Targets, build_targets
+from .config import LossConfig
+from .losses import Targets, build_targets, position_weights
 from .module import TokenBatch
 
 PREFETCH_STEPS = 2
@@ -34,6 +35,15 @@ class Slice:
     shuffle: Literal["rows", "blocks"] = "rows"
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What the loss asks of the shards."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    temperature_column: int = 0
+    """Which of the stored rest masses is that of `loss.temperature`."""
+
+
 @dataclass(frozen=True, eq=False)
 class StepBatch:
     """Our part of one step: one micro-batch per accumulation step, some of weight 0 at the end of an epoch."""
@@ -48,7 +58,7 @@ class StepBatch:
     scored: int
 
 
-def collate(rows: Sequence[Row]) -> tuple[TokenBatch, Targets]:
+def collate(rows: Sequence[Row], wanted: Wanted = Wanted()) -> tuple[TokenBatch, Targets]:
     """Rows with captures -> padded tensors (copies, never views of the shard's memory).
 
     No rows at all become one row of two tokens and one position of weight 0.
@@ -73,16 +83,21 @@ def collate(rows: Sequence[Row]) -> tuple[TokenBatch, Targets]:
     assert None not in captures, "rows without captures cannot be trained on"
     index = np.concatenate([i for i, _ in scored])
     labels = np.concatenate([row.labels() for _, row in scored])
-    return batch, build_targets(index, labels, [c for c in captures if c is not None])
+    weights = [
+        position_weights(wanted.loss, c.entropy, row.source) for c, (_, row) in zip(captures, scored, strict=True) if c
+    ]
+    return batch, build_targets(
+        index, labels, [c for c in captures if c is not None], np.concatenate(weights), wanted.temperature_column
+    )
 
 
-def load_step(dataset: Dataset, ours: Slice, step: int) -> StepBatch:
+def load_step(dataset: Dataset, ours: Slice, step: int, wanted: Wanted = Wanted()) -> StepBatch:
     """Read and collate our micro-batches of step `step` (from 0)."""
     layout = dataset.layout if ours.shuffle == "blocks" else None
     rows, epoch = step_rows(ours.seed, step, len(dataset), ours.global_batch, layout)
     slices = rank_slice(rows, ours.rank, ours.world, ours.micro, ours.global_batch)
     loaded = [dataset.read(s) if s else [] for s in slices]
-    micro = tuple(collate(m) for m in loaded)
+    micro = tuple(collate(m, wanted) for m in loaded)
     return StepBatch(
         step=step,
         epoch=epoch,

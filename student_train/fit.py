@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from shards import Dataset, Header, ShardError, open_dataset
+from shards.errors import UserError
 from shards.reader import Order
+
+from .config import LossConfig
 
 
 def tokenizer_folder(shards: Path) -> Path:
@@ -27,6 +30,41 @@ def open_captures(shards: Path, split: str, order: Order = "rank") -> Dataset:
     if len(dataset) == 0 or dataset.num_scored == 0:
         raise ShardError(f"{shards / split}: no scored positions; prepare more text and dump it")
     return dataset
+
+
+def temperature_column(header: Header, loss: LossConfig, place: Path) -> int:
+    """Which of the stored rest masses belongs to the loss's temperature.
+
+    Raises:
+        UserError: none does, and a part of the loss needs it.
+    """
+    wanted = loss.temperatures[-1]
+    if wanted in header.temperatures:
+        return header.temperatures.index(wanted)
+    stored = ", ".join(f"{t:g}" for t in header.temperatures)
+    raise UserError(
+        f"train.loss.temperature: {wanted:g} is not stored in {place}, which holds rest masses at {stored}; "
+        "take one of those, or dump again with it in dump.temperatures"
+    )
+
+
+def check_sources(dataset: Dataset, loss: LossConfig, place: Path) -> None:
+    """Refuse weights for sources of which the shards hold no row.
+
+    Raises:
+        UserError: naming the sources that there are.
+    """
+    if not loss.source_weights:
+        return
+    found = {row.source for row in dataset.rows()}
+    unknown = sorted(set(loss.source_weights) - found)
+    if unknown:
+        raise UserError(
+            f"train.loss.source_weights: no row of {place} comes from '{unknown[0]}'; "
+            f"its sources are {', '.join(sorted(found))}"
+        )
+    if all(loss.source_weights.get(source, 1.0) == 0 for source in found):
+        raise UserError(f"train.loss.source_weights: every source of {place} has weight 0; give one a positive weight")
 
 
 def check_same_teacher(train: Header, other: Header, place: Path) -> None:

@@ -23,7 +23,7 @@ from . import checkpoint
 from .build import build_student
 from .checkpoint import Cursor
 from .config import TrainConfig, TrainJob
-from .data import Slice, label_counts, log_unigram
+from .data import Slice, Wanted, label_counts, log_unigram
 from .engine import (
     accumulation_steps,
     deepspeed_config,
@@ -34,7 +34,7 @@ from .engine import (
     start_engine,
     uses_bfloat16,
 )
-from .fit import check_same_teacher, open_captures, tokenizer_folder
+from .fit import check_same_teacher, check_sources, open_captures, temperature_column, tokenizer_folder
 from .model.files import save_model
 from .model.lm import Student
 from .module import DistillModule
@@ -73,6 +73,7 @@ class _Inputs:
     """What a run reads, found fit before anything is written."""
 
     datasets: dict[str, Dataset]
+    wanted: Wanted
     accumulation: int
     deepspeed: dict[str, Any]
 
@@ -87,9 +88,12 @@ def _check(job: TrainJob) -> _Inputs:
     if (job.shards / "val").exists():
         datasets["val"] = open_dataset(job.shards / "val")
         check_same_teacher(datasets["train"].header, datasets["val"].header, job.shards / "val")
+    loss, place = job.train.loss, job.shards / "train"
+    wanted = Wanted(loss, temperature_column(datasets["train"].header, loss, place))
+    check_sources(datasets["train"], loss, place)
     accumulation = accumulation_steps(job.train, world())
     config = deepspeed_config(job.train, accumulation=accumulation, bfloat16=uses_bfloat16(job.train))
-    return _Inputs(datasets, accumulation, config)
+    return _Inputs(datasets, wanted, accumulation, config)
 
 
 def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
@@ -123,7 +127,7 @@ def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
     global_batch = train.batch_size * inputs.accumulation * world()
     ours = Slice(train.seed, global_batch, train.batch_size, rank(), world(), train.shuffle)
     steps = total_steps(train, len(data), global_batch)
-    cursor = Trainer(job, emit, engine, data, ours, steps).run(cursor)
+    cursor = Trainer(job, emit, engine, data, ours, steps, inputs.wanted).run(cursor)
 
     Progress(emit, "train", "steps").show(cursor.step, cursor.step, "writing the model")
     whole = _whole_student(engine, job, data)

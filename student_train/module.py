@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .config import LossConfig
 from .kernels.linear_logsumexp_gather import linear_logsumexp_gather
-from .losses import Targets, distill, with_label_column
+from .losses import Targets, distill, mean_logit, with_label_column
 from .model.lm import Student
 
 
@@ -59,20 +59,23 @@ class DistillModule(nn.Module):
         Returns:
             the scalar to differentiate, and [1 + P] detached sums of weight * (loss, parts...), unscaled.
         """
-        hidden = hidden_of(self.student, batch)
+        hidden = hidden_of(self.student, batch).flatten(0, 1)[targets.index]
+        weight, bias = self.student.head_weight, self.student.head_bias
         ids, mask = with_label_column(targets)
         picked, logsumexp = linear_logsumexp_gather(
-            hidden.flatten(0, 1)[targets.index],
-            self.student.head_weight,
+            hidden,
+            weight,
             ids,
             mask=mask,
             num_real=self.vocab_size,
-            bias=self.student.head_bias,
+            bias=bias,
+            temperatures=self.loss.temperatures,
         )
-        loss, parts = distill(picked, logsumexp[:, 0], targets, self.loss)
-        weight = targets.weight.to(loss.dtype)
-        total = (weight * loss).sum()
-        sums = torch.cat([total.detach()[None], parts.detach() @ weight])
+        mean = mean_logit(hidden, weight, self.vocab_size, bias) if self.loss.label_smoothing else None
+        loss, parts = distill(picked, logsumexp, targets, self.loss, mean)
+        counts = targets.weight.to(loss.dtype)
+        total = (counts * loss).sum()
+        sums = torch.cat([total.detach()[None], parts.detach() @ counts])
         return total * scale, sums
 
 

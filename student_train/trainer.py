@@ -20,8 +20,7 @@ from shards.job import Emit
 from . import checkpoint
 from .checkpoint import Cursor
 from .config import TrainJob
-from .data import Slice, StepBatch, load_step, prefetched
-from .losses import part_names
+from .data import Slice, StepBatch, Wanted, load_step, prefetched
 from .metrics import MetricsLog
 from .module import loss_scale
 from .progress import Progress
@@ -40,6 +39,7 @@ class Trainer:
     data: Dataset
     ours: Slice
     steps: int
+    wanted: Wanted
     _saved: int = 0
 
     def run(self, cursor: Cursor) -> Cursor:
@@ -53,7 +53,9 @@ class Trainer:
         limit = math.inf if train.max_minutes is None else 60 * train.max_minutes
         begun = time.monotonic() - cursor.seconds
         first, last = cursor.step, cursor.step if cursor.finished else self.steps
-        with contextlib.closing(prefetched(lambda s: load_step(self.data, self.ours, s), first, last)) as batches:
+        with contextlib.closing(
+            prefetched(lambda s: load_step(self.data, self.ours, s, self.wanted), first, last)
+        ) as batches:
             for batch in batches:
                 time_up = rank() == 0 and batch.step > 0 and cursor.seconds >= limit
                 *counts, stopped, late = sum_over_ranks(
@@ -84,20 +86,20 @@ class Trainer:
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         scale = torch.tensor(loss_scale(weight, self.ours.world, len(batch.micro)), device=device())
-        sums = torch.zeros(1 + len(part_names(train.loss)), dtype=torch.float64, device=device())
+        sums = torch.zeros(1 + len(train.loss.parts), dtype=torch.float64, device=device())
         for k, (tokens_in, targets) in enumerate(batch.micro):
             loss, parts = engine(tokens_in.to(device()), targets.to(device()), scale)
             sums += parts
             engine.backward(loss)
             if k == len(batch.micro) - 1:  # before the weights change
-                means = [x / max(weight, 1.0) for x in sum_over_ranks(sums.tolist())]
+                means = [x / (weight or 1.0) for x in sum_over_ranks(sums.tolist())]
                 self._refuse_nonfinite(batch, "loss", means[0])
             engine.step()
         norm = engine.get_global_grad_norm()
         norm = None if norm is None else float(norm)
         if norm is not None:
             self._refuse_nonfinite(batch, "gradient norm", norm)
-        parts_by_name = dict(zip(part_names(train.loss), means[1:], strict=True))
+        parts_by_name = dict(zip(train.loss.parts, means[1:], strict=True))
         return {"step": batch.step + 1, "epoch": batch.epoch, "loss": means[0], **parts_by_name} | {
             "lr": rate,
             "grad_norm": norm,

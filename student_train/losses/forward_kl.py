@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .bucket import log_rest
+from .events import Events, head_and_rest
 from .targets import Targets
 
 
-def forward_kl(picked: Tensor, logsumexp: Tensor, targets: Targets) -> Tensor:
-    """[N]: sum over the head of p (log p - log s) + rest (log rest - log(1 - s(head))), nats.
+def forward_kl(picked: Tensor, logsumexp: Tensor, targets: Targets, temperature: float = 1.0) -> Tensor:
+    """[N]: T^2 * (sum over the head of p (log p - log s) + rest (log rest - log(1 - s(head)))), nats.
 
-    p = (1 - rest) * softmax(head log-probabilities) is the teacher, s the student. By the data-processing inequality
-    it never exceeds the full KL(p || s); it sees nothing of how the rest is spread.
+    p = (1 - rest) * softmax(head log-probabilities / T) is the teacher, s the student, both at temperature T. By the
+    data-processing inequality it never exceeds T^2 times the full KL(p || s); it sees nothing of the rest's spread.
+    T^2 keeps the size of the gradient (Hinton et al. 2015): for large T the value no longer depends on T.
 
     Args:
-        picked: [N, S] logits of the support.
-        logsumexp: [N], T = 1.
+        picked: [N, S] logits of the support, untempered.
+        logsumexp: [N] at `temperature`.
         targets: the N positions.
+        temperature: T; other than 1 it needs the stored rest mass of that temperature.
     """
-    rest = targets.rest.to(picked.dtype)
-    head = targets.logprobs.to(picked.dtype).masked_fill(~targets.head_mask, float("-inf"))
-    log_p = (head - head.logsumexp(1, keepdim=True) + torch.log1p(-rest.clamp_max(1 - 1e-7))[:, None]).masked_fill(
-        ~targets.head_mask, 0.0
-    )
-    p = torch.exp(log_p).masked_fill(~targets.head_mask, 0.0)
-    log_s = (picked - logsumexp[:, None]).masked_fill(~targets.head_mask, 0.0)
-    on_head = (p * (log_p - log_s)).sum(1)
-    return on_head + torch.xlogy(rest, rest) - rest * log_rest(picked, logsumexp, targets.head_mask)
+    return temperature**2 * kl(head_and_rest(picked, logsumexp, targets, temperature))
+
+
+def kl(events: Events) -> Tensor:
+    """[N]: sum over the events of p (log p - log s)."""
+    return (events.p * (events.log_p - events.log_s)).sum(1)

@@ -28,6 +28,8 @@ class Targets:
     head_mask: Tensor  # bool [N, S]
     logprobs: Tensor  # float32 [N, S], teacher's log-probability, T = 1, head columns only
     rest: Tensor  # float32 [N], mass outside the head
+    tempered_rest: Tensor  # float32 [N], the same at the loss's temperature
+    label_logprob: Tensor  # float32 [N], teacher's, of the label, also outside the head
     entropy: Tensor  # float32 [N], of the full distribution, nats
     weight: Tensor  # float32 [N]
 
@@ -49,7 +51,11 @@ def ragged_columns(lengths: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray,
 
 
 def build_targets(
-    index: np.ndarray, labels: np.ndarray, captures: Sequence[Capture], weight: np.ndarray | None = None
+    index: np.ndarray,
+    labels: np.ndarray,
+    captures: Sequence[Capture],
+    weight: np.ndarray | None = None,
+    temperature_column: int = 0,
 ) -> Targets:
     """Pad the captures of one micro-batch, in order, to one support size.
 
@@ -58,6 +64,7 @@ def build_targets(
         labels: integers [N].
         captures: their positions, concatenated, are the N positions.
         weight: float [N]; None: all 1.
+        temperature_column: which of the stored rest masses is that of the loss's temperature.
 
     Returns:
         Targets on the CPU. With N = 0: one position of weight 0, so that every rank runs the same operations.
@@ -68,6 +75,8 @@ def build_targets(
     tail_lengths = np.concatenate([c.tail_lengths for c in captures]).astype(np.int64)
     tail_counts = np.concatenate([c.tail_counts for c in captures]).astype(np.float64)
     rest = np.concatenate([c.rest_mass[:, 0] for c in captures]).astype(np.float64)
+    tempered_rest = np.concatenate([c.rest_mass[:, temperature_column] for c in captures]).astype(np.float32)
+    label_logprob = np.concatenate([c.label_logprob for c in captures]).astype(np.float32)
     N, S = len(index), max(1, int((head_lengths + tail_lengths).max()))
     assert len(head_lengths) == N == len(labels), (len(head_lengths), N, len(labels))
     head = ragged_columns(head_lengths, np.zeros(N, np.int64))
@@ -97,6 +106,8 @@ def build_targets(
         head_mask=torch.from_numpy(head_mask),
         logprobs=torch.from_numpy(logprobs),
         rest=torch.from_numpy(rest.astype(np.float32)),
+        tempered_rest=torch.from_numpy(tempered_rest),
+        label_logprob=torch.from_numpy(label_logprob),
         entropy=torch.from_numpy(np.concatenate([c.entropy for c in captures]).astype(np.float32)),
         weight=torch.from_numpy(np.ones(N, np.float32) if weight is None else np.asarray(weight, np.float32)),
     )
@@ -113,6 +124,8 @@ def _nothing() -> Targets:
         head_mask=torch.zeros(1, 1, dtype=torch.bool),
         logprobs=torch.zeros(1, 1),
         rest=torch.zeros(1),
+        tempered_rest=torch.zeros(1),
+        label_logprob=torch.zeros(1),
         entropy=torch.zeros(1),
         weight=torch.zeros(1),
     )

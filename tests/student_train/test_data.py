@@ -2,13 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from shards import open_dataset, steps_per_epoch
-from student_train.data import Slice, collate, label_counts, load_step, log_unigram, prefetched
+from shards.errors import UserError
+from student_train.config import LossConfig
+from student_train.data import Slice, Wanted, collate, label_counts, load_step, log_unigram, prefetched
+from student_train.fit import check_sources, temperature_column
 
 
 def slices(world, micro, global_batch=8):
@@ -84,3 +88,30 @@ def test_label_counts_and_their_smoothed_unigram(shards, rows_of):
     p = np.exp(log_unigram(np.asarray([6, 2, 0, 0])))
     # two distinct labels in eight: pseudo-count 2 / 4, unseen mass 2 * 0.5 / 10
     np.testing.assert_allclose(p, [0.65, 0.25, 0.05, 0.05], rtol=1e-6)
+
+
+def test_rows_weigh_what_the_loss_asks_for(shards):
+    data = open_dataset(shards / "train")
+    loss = LossConfig(entropy_power=1, source_weights={"made-up": 0.25})
+    batch = load_step(data, slices(1, 8)[0], 0, Wanted(loss))
+    for _, targets in batch.micro:
+        torch.testing.assert_close(targets.weight, 0.25 * (1 + targets.entropy))
+    assert batch.weight == pytest.approx(sum(float(t.weight.sum()) for _, t in batch.micro))
+
+
+def test_a_temperature_that_is_not_stored_is_refused_with_those_that_are(shards):
+    header = open_dataset(shards / "train").header
+    assert temperature_column(header, LossConfig(), shards) == 0
+    tempered = LossConfig(forward_kl=1, temperature=3)
+    assert temperature_column(replace(header, temperatures=(1.0, 3.0)), tempered, shards) == 1
+    with pytest.raises(UserError, match=r"temperature: 3 is not stored in .*, which holds rest masses at 1;"):
+        temperature_column(header, tempered, shards)
+
+
+def test_weights_for_a_source_that_is_not_there_are_refused(shards):
+    data = open_dataset(shards / "train")
+    check_sources(data, LossConfig(source_weights={"made-up": 2}), shards)
+    with pytest.raises(UserError, match=r"no row of .* comes from 'code'; its sources are made-up"):
+        check_sources(data, LossConfig(source_weights={"code": 2}), shards)
+    with pytest.raises(UserError, match="has weight 0"):
+        check_sources(data, LossConfig(source_weights={"made-up": 0}), shards)

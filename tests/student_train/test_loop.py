@@ -15,7 +15,7 @@ from shards.job import silent
 from student_train.__main__ import read_job
 from student_train.build import build_student
 from student_train.config import CellConfig, EncoderConfig, StudentConfig, TrainConfig, TrainJob
-from student_train.data import Slice, load_step
+from student_train.data import Slice, Wanted, load_step
 from student_train.fit import check_same_teacher, open_captures
 from student_train.loop import total_steps
 from student_train.metrics import MetricsLog
@@ -70,7 +70,7 @@ def test_the_unigram_bias_fills_the_real_rows_only():
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(shards, tmp_path):
     job = TrainJob(train=TINY, shards=shards, output=tmp_path, digest="d")
     data = open_dataset(shards / "train")
-    trainer = Trainer(job, silent, None, data, Slice(0, 8, 2, 0, 1), 5)
+    trainer = Trainer(job, silent, None, data, Slice(0, 8, 2, 0, 1), 5, Wanted())
     batch = load_step(data, trainer.ours, 3)
     trainer._refuse_nonfinite(batch, "loss", 1.0)
     with pytest.raises(UserError, match=r"loss of step 4: nan; the batch is in .*nonfinite-step4-rank0.pt"):
