@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from shards.stage import StageFolder, claim, is_done
 
 from . import checkpoint
 from .build import build_student
-from .checkpoint import Cursor
+from .checkpoint import Cursor, Found
 from .config import TrainConfig, TrainJob
 from .data import Slice, label_counts, log_unigram
 from .engine import (
@@ -56,40 +55,38 @@ def run(job: TrainJob, emit: Emit) -> None:
         emit({"event": "note", "text": f"{job.output}: already trained"})
         return
     prepare_process(job.train)
-    inputs = _check(job)
+    datasets = _check(job)
     join_ranks()
     try:
         with contextlib.ExitStack() as stack:
             claimed: list[StageFolder] = []
             on_rank_0(lambda: claimed.append(stack.enter_context(claim(job.output, "train", job.digest))))
-            summary = _train(job, inputs, emit)
+            summary = _train(job, datasets, emit)
             on_rank_0(lambda: claimed[0].finish(summary))
     finally:
         dist.destroy_process_group()
 
 
-@dataclass(frozen=True, eq=False)
-class _Inputs:
-    """What a run reads, found fit before anything is written."""
-
-    datasets: dict[str, Dataset]
-    accumulation: int
-    deepspeed: dict[str, Any]
-
-    @property
-    def data(self) -> Dataset:
-        return self.datasets["train"]
-
-
-def _check(job: TrainJob) -> _Inputs:
-    """Open the shards and settle the engine's JSON; the user's mistakes surface here, on every rank alike."""
+def _check(job: TrainJob) -> dict[str, Dataset]:
+    """Open the shards, by split; the user's mistakes surface here, on every rank alike, before anything is written."""
     datasets = {"train": open_captures(job.shards, "train")}
     if (job.shards / "val").exists():
         datasets["val"] = open_dataset(job.shards / "val")
         check_same_teacher(datasets["train"].header, datasets["val"].header, job.shards / "val")
-    accumulation = accumulation_steps(job.train, world())
-    config = deepspeed_config(job.train, accumulation=accumulation, bfloat16=uses_bfloat16(job.train))
-    return _Inputs(datasets, accumulation, config)
+    _settle(job.train, None)
+    return datasets
+
+
+def _settle(train: TrainConfig, found: Found | None) -> tuple[int, dict[str, Any]]:
+    """The global batch and the engine's JSON.
+
+    Raises:
+        UserError: the global batch does not divide, or `train.deepspeed` contradicts another setting.
+    """
+    accumulation = accumulation_steps(train, world(), found.global_batch if found else None)
+    moved = found is not None and found.world != world()
+    config = deepspeed_config(train, accumulation=accumulation, bfloat16=uses_bfloat16(train), universal=moved)
+    return train.batch_size * accumulation * world(), config
 
 
 def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
@@ -97,30 +94,31 @@ def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
     return train.steps if train.steps is not None else train.epochs * steps_per_epoch(num_rows, global_batch)
 
 
-def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
-    train, root, data = job.train, job.output / "checkpoints", inputs.data
+def _train(job: TrainJob, datasets: dict[str, Dataset], emit: Emit) -> dict[str, Any]:
+    train, root, data = job.train, job.output / "checkpoints", datasets["train"]
     header = data.header
-    tag = checkpoint.find(root, digest=job.digest)
+    found = checkpoint.find(root, digest=job.digest)
+    global_batch, deepspeed = _settle(train, found)
     bias = None
-    if train.init_bias == "unigram" and tag is None:
+    if train.init_bias == "unigram" and found is None:
         bias = log_unigram(label_counts(data, header.vocab_size))
     student = build_student(train, header.vocab_size, header.vocab_rows, bias)
     parameters = sum(p.numel() for p in student.parameters())
     module = DistillModule(student, train.loss, header.vocab_size)
     decayed = [f"student.{name}" for name in student.decay_groups()[0]]
-    engine = start_engine(module, parameter_groups(module, decayed, train.optimizer), inputs.deepspeed)
+    engine = start_engine(module, parameter_groups(module, decayed, train.optimizer), deepspeed)
     held = held_here(engine)
     text = f"{parameters:,} parameters; rank 0 of {world()} holds {held:,} (ZeRO-{train.zero_stage})"
     emit({"event": "note", "text": text})
-    on_rank_0(lambda: write_json(job.output / "deepspeed.json", inputs.deepspeed))
-    if tag is None:
-        facts = provenance(inputs.datasets, job.digest, world())
+    on_rank_0(lambda: write_json(job.output / "deepspeed.json", deepspeed))
+    if found is None:
+        facts = provenance(datasets, job.digest, world())
         on_rank_0(lambda: write_json(job.output / "provenance.json", facts))
-    cursor = Cursor() if tag is None else checkpoint.load(engine, root, tag)
-    if tag is not None:
-        emit({"event": "note", "text": f"going on after step {cursor.step} ({root / tag})"})
+    cursor = Cursor() if found is None else checkpoint.load(engine, root, found)
+    if found is not None:
+        moved = "" if found.world == world() else f", written by {found.world} ranks, now {world()}"
+        emit({"event": "note", "text": f"going on after step {cursor.step} ({root / found.tag}{moved})"})
 
-    global_batch = train.batch_size * inputs.accumulation * world()
     ours = Slice(train.seed, global_batch, train.batch_size, rank(), world())
     steps = total_steps(train, len(data), global_batch)
     cursor = Trainer(job, emit, engine, data, ours, steps).run(cursor)

@@ -18,7 +18,7 @@ from shards.errors import UserError
 from shards.job import Emit
 
 from . import checkpoint
-from .checkpoint import Cursor
+from .checkpoint import Cursor, Keeping
 from .config import TrainJob
 from .data import Slice, StepBatch, load_step, prefetched
 from .losses import part_names
@@ -118,8 +118,8 @@ class Trainer:
     def _save(self, cursor: Cursor, log: MetricsLog | None) -> Cursor:
         """Checkpoint `cursor`; the metrics file is made durable first."""
         cursor = replace(cursor, metrics_bytes=on_rank_0(lambda: log.sync() if log else 0))
-        root, keep = self.job.output / "checkpoints", self.job.train.keep_checkpoints
-        checkpoint.save(self.engine, root, cursor, digest=self.job.digest, keep=keep)
+        how = Keeping(self.job.digest, self.ours.world, self.ours.global_batch, self.job.train.keep_checkpoints)
+        checkpoint.save(self.engine, self.job.output / "checkpoints", cursor, how)
         self._saved = cursor.step
         return cursor
 
