@@ -112,6 +112,7 @@ def deepspeed_config(
                 "eps": optimizer.eps,
                 "weight_decay": optimizer.weight_decay,
                 "torch_adam": True,
+                "fused": _fused(train),
             },
         },
         "zero_force_ds_cpu_optimizer": False,
@@ -119,6 +120,11 @@ def deepspeed_config(
         "zero_optimization": zero,
     }
     return _merged(ours, train.deepspeed, "")
+
+
+def _fused(train: TrainConfig) -> bool:
+    fused = train.optimizer.fused
+    return fused if isinstance(fused, bool) else torch.cuda.is_available() and not train.offload
 
 
 def _merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str) -> dict[str, Any]:

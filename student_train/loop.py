@@ -103,6 +103,7 @@ def _train(job: TrainJob, datasets: dict[str, Dataset], emit: Emit) -> dict[str,
     if train.init_bias == "unigram" and found is None:
         bias = log_unigram(label_counts(data, header.vocab_size))
     student = build_student(train, header.vocab_size, header.vocab_rows, bias)
+    student.recompute = train.activation_checkpointing
     parameters = sum(p.numel() for p in student.parameters())
     module = DistillModule(student, train.loss, header.vocab_size)
     decayed = [f"student.{name}" for name in student.decay_groups()[0]]

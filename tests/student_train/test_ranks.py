@@ -196,6 +196,13 @@ def test_a_run_of_two_ranks_goes_on_with_one_as_if_nothing_had_changed(make, str
     assert left == [], "pruned with the next checkpoint"
 
 
+def test_recomputed_activations_and_a_fused_optimizer_change_no_loss(make, straight):
+    optimizer = TRAIN["optimizer"] | {"fused": True}
+    run = make("recomputed", activation_checkpointing=True, optimizer=optimizer)
+    run.finish(ranks=2)
+    assert_same_course(run.lines(), straight.lines())
+
+
 @pytest.mark.slow
 def test_a_run_goes_from_two_ranks_to_one_and_on_to_three(make):
     settings = {"global_batch": 12}
