@@ -18,7 +18,7 @@ from pipeline.names import TREE, foreign_names
 from shards.errors import UserError
 
 COMMANDS = sorted(
-    {"run", "prepare", "dump", "train", "eval", "export", "report", "generate", "init", "doctor", "clean"}
+    {"run", "prepare", "dump", "train", "eval", "export", "report", "generate", "init", "doctor", "clean", "sweep"}
     | {"shards inspect", "shards verify"}
 )
 
