@@ -23,6 +23,7 @@ from shards.errors import UserError
 from shards.files import fsync_folder, read_json, write_atomic, write_json
 
 from . import universal
+from .average import WeightAverage
 from .ranks import on_rank_0, rank, world
 
 COMPLETE = "COMPLETE.json"
@@ -134,13 +135,15 @@ def mark_complete(root: Path, tag: str, step: int, how: Keeping) -> None:
             shutil.rmtree(path)
 
 
-def save(engine: Any, root: Path, cursor: Cursor, how: Keeping) -> None:
+def save(engine: Any, root: Path, cursor: Cursor, how: Keeping, average: WeightAverage | None = None) -> None:
     """Save a checkpoint of `cursor.step`; every rank calls it."""
     tag = f"{PREFIX}{cursor.step:08d}{'-final' if cursor.finished else ''}"  # never over a checkpoint of the same step
     on_rank_0(lambda: shutil.rmtree(root / tag, ignore_errors=True))
     state = {"cursor": asdict(cursor), "random": _random_state()}
     try:
         engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
+        if average is not None:
+            average.save(root / tag)
     except (OSError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e):
             raise

@@ -139,6 +139,8 @@ class TrainConfig(Strict):
     """`auto`: bfloat16 on GPUs, float32 on CPUs."""
     activation_checkpointing: bool = False
     """Keep only each layer's input and compute its inside again in the backward pass: less memory, more time."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay a step of an exponential moving average of the weights, which is then the model that is written."""
     checkpoint_every: int = Field(50, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)

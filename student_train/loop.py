@@ -19,6 +19,7 @@ from shards.job import Emit
 from shards.stage import StageFolder, claim, is_done
 
 from . import checkpoint
+from .average import WeightAverage
 from .build import build_student
 from .checkpoint import Cursor, Found
 from .config import TrainConfig, TrainJob
@@ -116,16 +117,19 @@ def _train(job: TrainJob, datasets: dict[str, Dataset], emit: Emit) -> dict[str,
         facts = provenance(datasets, job.digest, world())
         on_rank_0(lambda: write_json(job.output / "provenance.json", facts))
     cursor = Cursor() if found is None else checkpoint.load(engine, root, found)
+    average = None if train.ema is None else WeightAverage(engine.module.student, train.ema)
+    if average is not None and found is not None:
+        average.load(root / found.tag)
     if found is not None:
         moved = "" if found.world == world() else f", written by {found.world} ranks, now {world()}"
         emit({"event": "note", "text": f"going on after step {cursor.step} ({root / found.tag}{moved})"})
 
     ours = Slice(train.seed, global_batch, train.batch_size, rank(), world())
     steps = total_steps(train, len(data), global_batch)
-    cursor = Trainer(job, emit, engine, data, ours, steps).run(cursor)
+    cursor = Trainer(job, emit, engine, data, ours, steps, average).run(cursor)
 
     Progress(emit, "train", "steps").show(cursor.step, cursor.step, "writing the model")
-    whole = _whole_student(engine, job, data)
+    whole = _whole_student(engine, job, data, average)
     meta = {"fingerprints": header.fingerprints, "steps": cursor.step, "digest": job.digest}
     on_rank_0(lambda: _publish_model(job, whole, meta))
     return {
@@ -140,11 +144,11 @@ def _train(job: TrainJob, datasets: dict[str, Dataset], emit: Emit) -> dict[str,
     }
 
 
-def _whole_student(engine: Any, job: TrainJob, data: Dataset) -> Student | None:
-    """The trained student in float32 on the CPU of rank 0; every rank takes part in the gathering."""
+def _whole_student(engine: Any, job: TrainJob, data: Dataset, average: WeightAverage | None) -> Student | None:
+    """The trained student, or its average, in float32 on the CPU of rank 0; every rank takes part in the gathering."""
     state = {}
     for name, parameter in engine.module.student.named_parameters():
-        whole = full_parameter(parameter)
+        whole = full_parameter(parameter) if average is None else average.whole(name)
         if rank() == 0:
             state[name] = whole
     if rank() != 0:

@@ -198,20 +198,24 @@ def test_a_run_of_two_ranks_goes_on_with_one_as_if_nothing_had_changed(make, str
 
 def test_recomputed_activations_and_a_fused_optimizer_change_no_loss(make, straight):
     optimizer = TRAIN["optimizer"] | {"fused": True}
-    run = make("recomputed", activation_checkpointing=True, optimizer=optimizer)
+    run = make("recomputed", activation_checkpointing=True, optimizer=optimizer, ema=0.9)
     run.finish(ranks=2)
     assert_same_course(run.lines(), straight.lines())
+    averaged, last = (load_model(r.output / "model").embedding.weight for r in (run, straight))
+    assert 1e-4 < (averaged - last).abs().max() < 0.1, "the model written is the average"
 
 
 @pytest.mark.slow
 def test_a_run_goes_from_two_ranks_to_one_and_on_to_three(make):
-    settings = {"global_batch": 12}
+    settings = {"global_batch": 12, "ema": 0.9}
     law, run = make("twelve", **settings), make("moved-twice", **settings)
     law.finish(ranks=2)
     stop_after(run, 3, ranks=2)
     stop_after(run, 6, ranks=1)
     assert "written by 1 ranks, now 3" in run.finish(ranks=3)
     assert_same_course(run.lines(), law.lines())
+    ours, theirs = (load_model(r.output / "model").state_dict() for r in (run, law))
+    assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-5) for name in theirs)
 
 
 def test_sigterm_saves_the_step_in_progress_and_the_run_goes_on_from_there(make, straight):
