@@ -21,6 +21,7 @@ from shards.errors import UserError
 
 from .complaints import Layer, complaints, models_at
 from .config import RunConfig
+from .sweep import variants_of
 from .yaml12 import parse_yaml
 
 COMMAND_LINE = "command line"
@@ -39,6 +40,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for layer in layers:
         tree = merge(tree, layer.tree)
     config = _validate(tree, layers)
+    if config.sweep is not None:
+        config = config.model_copy(update={"variants": config.variants | variants_of(config.sweep)})
     for name, changes in config.variants.items():
         _variant(tree, layers, name, changes)
     return config
@@ -47,7 +50,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def variant_config(config: RunConfig, name: str) -> RunConfig:
     """The run of one variant: the run `<name>/<variant>` over the same dump."""
     tree = merge(config.model_dump(mode="json"), expand(config.variants[name]))
-    tree.update(name=f"{config.name}/{name}", dump_name=config.dump_name or config.name, variants={})
+    tree.update(name=f"{config.name}/{name}", dump_name=config.dump_name or config.name, variants={}, sweep=None)
     return RunConfig.model_validate(tree)
 
 
@@ -161,4 +164,4 @@ def _variant(tree: dict[str, Any], layers: Sequence[Layer], name: str, changes: 
         if key.split(".")[0] not in _VARIANT_SECTIONS:
             raise UserError(f"{where}: {key}: variants share one dump; only train.* and eval.* may differ")
     layer = Layer(where, expand(changes))
-    _validate(merge({**tree, "variants": {}}, layer.tree), [*layers, layer])
+    _validate(merge({**tree, "variants": {}, "sweep": None}, layer.tree), [*layers, layer])

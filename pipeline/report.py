@@ -14,12 +14,10 @@ from typing import Any
 from shards.files import write_atomic
 from student_train.config import LOSS_PARTS
 
+from .comparison import over_seeds, together
 from .figures import COLUMNS, Figures, Likely, figures_of, standings
 from .stages import Plan
-from .svg import Series, line_chart, number
-
-_SMOOTH_OVER = 40
-"""Curves with more steps than this are drawn as a running mean over a twentieth of them."""
+from .svg import Series, line_chart, number, running_mean, window
 
 
 def write_report(plan: Plan, page: Path) -> None:
@@ -29,6 +27,8 @@ def write_report(plan: Plan, page: Path) -> None:
         part
         for part in (
             _headline(plan, figures),
+            over_seeds(plan, figures),
+            together(plan, figures),
             _table(figures),
             *(_curves(f, len(figures) > 1) for f in figures),
             *(_samples(f, len(figures) > 1) for f in figures),
@@ -94,22 +94,11 @@ def _curves(f: Figures, named: bool) -> str:
 
 def _series(f: Figures, key: str) -> Series:
     points = [(float(m["step"]), float(m[key])) for m in f.metrics if isinstance(m.get(key), int | float)]
-    width = _window(len(points))
-    if key == "lr" or width == 1:
-        return key, points
-    smooth = [
-        (points[i][0], sum(y for _, y in points[max(0, i - width + 1) : i + 1]) / min(i + 1, width))
-        for i in range(len(points))
-    ]
-    return key, smooth
-
-
-def _window(steps: int) -> int:
-    return 1 if steps <= _SMOOTH_OVER else steps // 20
+    return key, points if key == "lr" else running_mean(points)
 
 
 def _smoothed(f: Figures) -> str:
-    width = _window(len(f.metrics))
+    width = window(len(f.metrics))
     return f" (running mean of {width} steps)" if width > 1 else ""
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from shards.files import digest
 from shards.stage import is_done
-from student_train.config import EvalJob, ExportJob, TrainJob
+from student_train.config import EvalJob, ExportJob, TrainConfig, TrainJob
 from teacher_dump.config import DumpConfig, DumpJob, HFTeacher, PrepareConfig, PrepareJob, Teacher
 
 from .config import RunConfig
@@ -149,7 +149,7 @@ def num_gpus() -> int:
 
 def _student(config: RunConfig, folder: Path, dump: Stage, variant: str) -> Student:
     train_key = digest(
-        {"version": STAGE_VERSIONS["train"], "dump": dump.digest, "train": config.train.model_dump(mode="json")}
+        {"version": STAGE_VERSIONS["train"], "dump": dump.digest, "train": _training_identity(config.train)}
     )
     eval_key = digest(
         {"version": STAGE_VERSIONS["eval"], "train": train_key, "eval": config.eval.model_dump(mode="json")}
@@ -181,6 +181,12 @@ def _student(config: RunConfig, folder: Path, dump: Stage, variant: str) -> Stud
     if not variant:  # variants are there to be compared; one is exported by name
         stages.append(Stage("export", export, export_key, export_job))
     return Student(config, folder, tuple(stages))
+
+
+def _training_identity(train: TrainConfig) -> dict[str, Any]:
+    """The settings that decide a training's result; on how many processes it runs is none, unless it sets the batch."""
+    machine = {"threads", "keep_checkpoints"} | ({"ranks"} if train.global_batch is not None else set())
+    return train.model_dump(mode="json", exclude=machine)
 
 
 def _local(config: RunConfig) -> RunConfig:

@@ -15,6 +15,8 @@ Series = tuple[str, Sequence[tuple[float, float]]]
 WIDTH, HEIGHT = 460.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 10.0, 10.0, 30.0
 _NUM_COLOURS = 6
+_SMOOTH_OVER = 40
+"""Curves with more steps than this are drawn as a running mean over a twentieth of them."""
 
 
 def line_chart(series: Sequence[Series], x_name: str, title: str) -> str:
@@ -56,6 +58,20 @@ def line_chart(series: Sequence[Series], x_name: str, title: str) -> str:
     if len(names) == 1:  # the title says it
         names = []
     return f"<figure><figcaption>{html.escape(title)} {' '.join(names)}</figcaption>{''.join(parts)}</figure>"
+
+
+def running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Long curves smoothed over the steps before; short ones as they are."""
+    width = window(len(points))
+    return [
+        (points[i][0], sum(y for _, y in points[max(0, i - width + 1) : i + 1]) / min(i + 1, width))
+        for i in range(len(points))
+    ]
+
+
+def window(steps: int) -> int:
+    """Steps in one mean of `running_mean`."""
+    return 1 if steps <= _SMOOTH_OVER else steps // 20
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -2,7 +2,8 @@
 
 A folder's existence means nothing: DeepSpeed creates it first and fills it file by file. So the order is: all ranks
 write, rank 0 makes the files durable, writes `COMPLETE.json` with their sizes, then `latest`, then prunes old ones.
-Resuming picks the newest folder whose marker matches its files and loads it by explicit name.
+Resuming picks the newest folder whose marker matches its files and loads it by explicit name, by way of its universal
+form (`universal`) when another number of ranks wrote it.
 (Ranks are assumed to share one disk.)
 """
 
@@ -21,6 +22,8 @@ import torch
 from shards.errors import UserError
 from shards.files import fsync_folder, read_json, write_atomic, write_json
 
+from . import universal
+from .average import WeightAverage
 from .ranks import on_rank_0, rank, world
 
 COMPLETE = "COMPLETE.json"
@@ -49,6 +52,7 @@ class Complete:
 
     step: int
     world: int
+    global_batch: int
     digest: str
     files: dict[str, int]
     """Path inside the folder -> bytes."""
@@ -71,11 +75,23 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def newest(root: Path, *, digest: str, ranks: int) -> str | None:
-    """Tag to resume from; None: start anew.
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint to go on from."""
+
+    tag: str
+    step: int
+    world: int
+    """Ranks that wrote it."""
+    global_batch: int
+    """Rows of one step, which decide what the remaining steps read."""
+
+
+def newest(root: Path, *, digest: str) -> Found | None:
+    """What to resume from; None: start anew.
 
     Raises:
-        UserError: the newest whole checkpoint belongs to other settings or to another number of ranks.
+        UserError: the newest whole checkpoint belongs to other settings.
     """
     checkpoints = complete_checkpoints(root)
     if not checkpoints:
@@ -86,16 +102,21 @@ def newest(root: Path, *, digest: str, ranks: int) -> str | None:
             f"{folder}: belongs to other settings (digest {complete.digest[:8]}, wanted {digest[:8]}); "
             "move it away or choose another name"
         )
-    if complete.world != ranks:
-        raise UserError(
-            f"{folder}: written by {complete.world} ranks, this run has {ranks}; "
-            f"set train.ranks={complete.world}, or move {root} away to start anew"
-        )
-    return folder.name
+    return Found(folder.name, complete.step, complete.world, complete.global_batch)
 
 
-def mark_complete(root: Path, tag: str, *, step: int, ranks: int, digest: str, keep: int) -> None:
-    """Make the files of `tag` durable, mark it, point `latest` at it, prune what is older than the newest `keep`."""
+@dataclass(frozen=True)
+class Keeping:
+    """What every checkpoint of a run is marked with, and how many of them stay."""
+
+    digest: str
+    ranks: int
+    global_batch: int
+    keep: int
+
+
+def mark_complete(root: Path, tag: str, step: int, how: Keeping) -> None:
+    """Make the files of `tag` durable, mark it, point `latest` at it, prune what is older than the newest few."""
     folder = root / tag
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
     for path in files:
@@ -104,23 +125,25 @@ def mark_complete(root: Path, tag: str, *, step: int, ranks: int, digest: str, k
     for inner in {p.parent for p in files}:
         fsync_folder(inner)
     sizes = {str(p.relative_to(folder)): p.stat().st_size for p in files}
-    write_json(folder / COMPLETE, asdict(Complete(step, ranks, digest, sizes)))
+    write_json(folder / COMPLETE, asdict(Complete(step, how.ranks, how.global_batch, how.digest, sizes)))
     fsync_folder(root)
     write_atomic(root / "latest", tag)
-    kept = {path.name for path, _ in complete_checkpoints(root)[-keep:]}
+    kept = {path.name for path, _ in complete_checkpoints(root)[-how.keep :]}
     for path in root.glob(f"{PREFIX}*"):
         if path.name not in kept:
             (path / COMPLETE).unlink(missing_ok=True)  # first, so that a kill in here leaves no half with a marker
             shutil.rmtree(path)
 
 
-def save(engine: Any, root: Path, cursor: Cursor, *, digest: str, keep: int) -> None:
+def save(engine: Any, root: Path, cursor: Cursor, how: Keeping, average: WeightAverage | None = None) -> None:
     """Save a checkpoint of `cursor.step`; every rank calls it."""
     tag = f"{PREFIX}{cursor.step:08d}{'-final' if cursor.finished else ''}"  # never over a checkpoint of the same step
     on_rank_0(lambda: shutil.rmtree(root / tag, ignore_errors=True))
     state = {"cursor": asdict(cursor), "random": _random_state()}
     try:
         engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
+        if average is not None:
+            average.save(root / tag)
     except (OSError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e):
             raise
@@ -129,18 +152,26 @@ def save(engine: Any, root: Path, cursor: Cursor, *, digest: str, keep: int) -> 
             "run the same command again (it goes on from the checkpoint before)"
         ) from None
     torch.distributed.barrier()
-    on_rank_0(lambda: mark_complete(root, tag, step=cursor.step, ranks=world(), digest=digest, keep=keep))
+    on_rank_0(lambda: mark_complete(root, tag, cursor.step, how))
 
 
-def find(root: Path, *, digest: str) -> str | None:
+def find(root: Path, *, digest: str) -> Found | None:
     """`newest`, agreed on by all ranks."""
-    return on_rank_0(lambda: newest(root, digest=digest, ranks=world()))
+    return on_rank_0(lambda: newest(root, digest=digest))
 
 
-def load(engine: Any, root: Path, tag: str) -> Cursor:
-    """Load checkpoint `tag` into the engine and restore the random states; every rank calls it."""
-    path, state = engine.load_checkpoint(str(root), tag=tag)
-    assert path is not None, f"rank {rank()}: DeepSpeed could not load {root / tag}"
+def load(engine: Any, root: Path, found: Found) -> Cursor:
+    """Load a checkpoint into the engine and restore the random states; every rank calls it.
+
+    One of another number of ranks needs an engine configured to load universal checkpoints.
+    """
+    if found.world == world():
+        path, state = engine.load_checkpoint(str(root), tag=found.tag)
+    else:
+        tag = on_rank_0(lambda: universal.convert(root, found.tag))
+        with universal.mended(engine):
+            path, state = engine.load_checkpoint(str(root), tag=tag)
+    assert path is not None, f"rank {rank()}: DeepSpeed could not load {root / found.tag}"
     _restore_random_state(state["random"])
     return Cursor(**state["cursor"])
 

@@ -157,9 +157,15 @@ class OptimizerConfig(Strict):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     """Not applied to vectors (norms, biases) nor to the cell's constrained parameters."""
+    fused: bool | Literal["auto"] = "auto"
+    """torch's AdamW in one kernel; `auto`: on GPUs, unless the optimizer state lies in CPU memory."""
     warmup_steps: int = Field(20, ge=0)
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    """After the warm-up: a half cosine, a plateau with a linear end (warmup-stable-decay), or a straight line."""
+    decay_share: float = Field(0.2, gt=0, le=1)
+    """Only wsd: share of the steps after the warm-up in which the rate falls."""
     final_fraction: float = Field(0.1, ge=0, le=1)
-    """The cosine ends at this share of the learning rate."""
+    """The schedule ends at this share of the learning rate."""
     clip: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0: off."""
 
@@ -188,6 +194,10 @@ class TrainConfig(Strict):
     """Keep optimizer state and parameters in CPU memory (stage 3)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on GPUs, float32 on CPUs."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input and compute its inside again in the backward pass: less memory, more time."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay a step of an exponential moving average of the weights, which is then the model that is written."""
     checkpoint_every: int = Field(50, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)

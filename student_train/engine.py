@@ -32,6 +32,7 @@ OWNED = {
     "fp16": "train.dtype",
     "amp": "train.dtype",
     "zero_force_ds_cpu_optimizer": "train.offload",
+    "checkpoint.load_universal": "train.ranks",
     "zero_optimization.stage": "train.zero_stage",
     "zero_optimization.offload_optimizer": "train.offload",
     "zero_optimization.offload_param": "train.offload",
@@ -39,23 +40,34 @@ OWNED = {
 """DeepSpeed keys that other settings decide, and those settings."""
 
 
-def accumulation_steps(train: TrainConfig, world: int) -> int:
-    """Micro-steps in one step, from `accumulation` or from `global_batch`.
+def accumulation_steps(train: TrainConfig, world: int, kept: int | None = None) -> int:
+    """Micro-steps in one step, from `accumulation` or from the global batch.
+
+    Args:
+        kept: global batch of the checkpoint that is gone on from, which then stays whatever the number of ranks.
 
     Raises:
         UserError: the global batch is no multiple of batch_size * ranks.
     """
-    if train.global_batch is None:
+    global_batch = train.global_batch if kept is None else kept
+    if global_batch is None:
         return train.accumulation
     unit = train.batch_size * world
-    if train.global_batch % unit == 0:
-        return train.global_batch // unit
-    below, above = train.global_batch // unit * unit, -(-train.global_batch // unit) * unit
-    nearest = above if below == 0 or above - train.global_batch < train.global_batch - below else below
-    raise UserError(
-        f"train.global_batch: {train.global_batch} does not divide into batch_size {train.batch_size} x {world} ranks; "
-        f"the nearest that does is {nearest}"
-    )
+    if global_batch % unit == 0:
+        return global_batch // unit
+    trouble = f"{global_batch} does not divide into batch_size {train.batch_size} x {world} ranks"
+    if kept is not None:
+        raise UserError(f"train.ranks: the run's global batch of {trouble}; go on with {_fitting(train, kept, world)}")
+    below, above = global_batch // unit * unit, -(-global_batch // unit) * unit
+    nearest = above if below == 0 or above - global_batch < global_batch - below else below
+    raise UserError(f"train.global_batch: {trouble}; the nearest that does is {nearest}")
+
+
+def _fitting(train: TrainConfig, global_batch: int, world: int) -> str:
+    """The numbers of ranks nearest to `world` that share `global_batch` evenly."""
+    fitting = [r for r in range(1, global_batch // train.batch_size + 1) if global_batch % (train.batch_size * r) == 0]
+    nearest = [max(r for r in fitting if r < world), *[r for r in fitting if r > world][:1]]
+    return f"{' or '.join(map(str, nearest))} {'rank' if nearest[-1] == 1 else 'ranks'}"
 
 
 def uses_bfloat16(train: TrainConfig) -> bool:
@@ -63,8 +75,13 @@ def uses_bfloat16(train: TrainConfig) -> bool:
     return train.dtype == "bfloat16" or (train.dtype == "auto" and torch.cuda.is_available())
 
 
-def deepspeed_config(train: TrainConfig, *, accumulation: int, bfloat16: bool) -> dict[str, Any]:
+def deepspeed_config(
+    train: TrainConfig, *, accumulation: int, bfloat16: bool, universal: bool = False
+) -> dict[str, Any]:
     """The DeepSpeed JSON in force, the user's `train.deepspeed` merged in.
+
+    Args:
+        universal: the checkpoint to load is in the universal form.
 
     Raises:
         UserError: `train.deepspeed` names a key that another setting owns.
@@ -95,12 +112,19 @@ def deepspeed_config(train: TrainConfig, *, accumulation: int, bfloat16: bool) -
                 "eps": optimizer.eps,
                 "weight_decay": optimizer.weight_decay,
                 "torch_adam": True,
+                "fused": _fused(train),
             },
         },
         "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": universal},
         "zero_optimization": zero,
     }
     return _merged(ours, train.deepspeed, "")
+
+
+def _fused(train: TrainConfig) -> bool:
+    fused = train.optimizer.fused
+    return fused if isinstance(fused, bool) else torch.cuda.is_available() and not train.offload
 
 
 def _merged(ours: dict[str, Any], theirs: dict[str, Any], prefix: str) -> dict[str, Any]:

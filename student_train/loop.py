@@ -20,8 +20,9 @@ from shards.job import Emit
 from shards.stage import StageFolder, claim, is_done
 
 from . import checkpoint
+from .average import WeightAverage
 from .build import build_student
-from .checkpoint import Cursor
+from .checkpoint import Cursor, Found
 from .config import TrainConfig, TrainJob
 from .data import Slice, Wanted, label_counts, log_unigram
 from .engine import (
@@ -74,8 +75,6 @@ class _Inputs:
 
     datasets: dict[str, Dataset]
     wanted: Wanted
-    accumulation: int
-    deepspeed: dict[str, Any]
 
     @property
     def data(self) -> Dataset:
@@ -83,7 +82,7 @@ class _Inputs:
 
 
 def _check(job: TrainJob) -> _Inputs:
-    """Open the shards and settle the engine's JSON; the user's mistakes surface here, on every rank alike."""
+    """Open the shards; the user's mistakes surface here, on every rank alike, before anything is written."""
     datasets = {"train": open_captures(job.shards, "train", order="any")}
     if (job.shards / "val").exists():
         datasets["val"] = open_dataset(job.shards / "val")
@@ -91,9 +90,20 @@ def _check(job: TrainJob) -> _Inputs:
     loss, place = job.train.loss, job.shards / "train"
     wanted = Wanted(loss, temperature_column(datasets["train"].header, loss, place))
     check_sources(datasets["train"], loss, place)
-    accumulation = accumulation_steps(job.train, world())
-    config = deepspeed_config(job.train, accumulation=accumulation, bfloat16=uses_bfloat16(job.train))
-    return _Inputs(datasets, wanted, accumulation, config)
+    _settle(job.train, None)
+    return _Inputs(datasets, wanted)
+
+
+def _settle(train: TrainConfig, found: Found | None) -> tuple[int, dict[str, Any]]:
+    """The global batch and the engine's JSON.
+
+    Raises:
+        UserError: the global batch does not divide, or `train.deepspeed` contradicts another setting.
+    """
+    accumulation = accumulation_steps(train, world(), found.global_batch if found else None)
+    moved = found is not None and found.world != world()
+    config = deepspeed_config(train, accumulation=accumulation, bfloat16=uses_bfloat16(train), universal=moved)
+    return train.batch_size * accumulation * world(), config
 
 
 def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
@@ -104,33 +114,38 @@ def total_steps(train: TrainConfig, num_rows: int, global_batch: int) -> int:
 def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
     train, root, data = job.train, job.output / "checkpoints", inputs.data
     header = data.header
-    tag = checkpoint.find(root, digest=job.digest)
+    found = checkpoint.find(root, digest=job.digest)
+    global_batch, deepspeed = _settle(train, found)
     bias = None
-    if train.init_bias == "unigram" and tag is None:
+    if train.init_bias == "unigram" and found is None:
         bias = log_unigram(label_counts(data, header.vocab_size))
     student = build_student(train, header.vocab_size, header.vocab_rows, bias)
+    student.recompute = train.activation_checkpointing
     parameters = sum(p.numel() for p in student.parameters())
     module = DistillModule(student, train.loss, header.vocab_size)
     decayed = [f"student.{name}" for name in student.decay_groups()[0]]
-    engine = start_engine(module, parameter_groups(module, decayed, train.optimizer), inputs.deepspeed)
+    engine = start_engine(module, parameter_groups(module, decayed, train.optimizer), deepspeed)
     held = held_here(engine)
     text = f"{parameters:,} parameters; rank 0 of {world()} holds {held:,} (ZeRO-{train.zero_stage})"
     emit({"event": "note", "text": text})
-    on_rank_0(lambda: write_json(job.output / "deepspeed.json", inputs.deepspeed))
-    if tag is None:
+    on_rank_0(lambda: write_json(job.output / "deepspeed.json", deepspeed))
+    if found is None:
         facts = provenance(inputs.datasets, job.digest, world())
         on_rank_0(lambda: write_json(job.output / "provenance.json", facts))
-    cursor = Cursor() if tag is None else checkpoint.load(engine, root, tag)
-    if tag is not None:
-        emit({"event": "note", "text": f"going on after step {cursor.step} ({root / tag})"})
+    cursor = Cursor() if found is None else checkpoint.load(engine, root, found)
+    average = None if train.ema is None else WeightAverage(engine.module.student, train.ema)
+    if average is not None and found is not None:
+        average.load(root / found.tag)
+    if found is not None:
+        moved = "" if found.world == world() else f", written by {found.world} ranks, now {world()}"
+        emit({"event": "note", "text": f"going on after step {cursor.step} ({root / found.tag}{moved})"})
 
-    global_batch = train.batch_size * inputs.accumulation * world()
     ours = Slice(train.seed, global_batch, train.batch_size, rank(), world(), train.shuffle)
     steps = total_steps(train, len(data), global_batch)
-    cursor = Trainer(job, emit, engine, data, ours, steps, inputs.wanted).run(cursor)
+    cursor = Trainer(job, emit, engine, data, ours, steps, inputs.wanted, average).run(cursor)
 
     Progress(emit, "train", "steps").show(cursor.step, cursor.step, "writing the model")
-    whole = _whole_student(engine, job, data)
+    whole = _whole_student(engine, job, data, average)
     meta = {"fingerprints": header.fingerprints, "steps": cursor.step, "digest": job.digest}
     on_rank_0(lambda: _publish_model(job, whole, meta))
     return {
@@ -145,11 +160,11 @@ def _train(job: TrainJob, inputs: _Inputs, emit: Emit) -> dict[str, Any]:
     }
 
 
-def _whole_student(engine: Any, job: TrainJob, data: Dataset) -> Student | None:
-    """The trained student in float32 on the CPU of rank 0; every rank takes part in the gathering."""
+def _whole_student(engine: Any, job: TrainJob, data: Dataset, average: WeightAverage | None) -> Student | None:
+    """The trained student, or its average, in float32 on the CPU of rank 0; every rank takes part in the gathering."""
     state = {}
     for name, parameter in engine.module.student.named_parameters():
-        whole = full_parameter(parameter)
+        whole = full_parameter(parameter) if average is None else average.whole(name)
         if rank() == 0:
             state[name] = whole
     if rank() != 0:

@@ -11,16 +11,26 @@ from .config import OptimizerConfig
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Rate of step `step` (from 0): linear warm-up, then a cosine down to `final_fraction` at the last step.
+    """Rate of step `step` (from 0): linear warm-up, then down to `final_fraction` at the last step, as `schedule` says.
 
-    A run that its time box ends keeps the cosine of all `total_steps`, so that a resumed run repeats the same rates.
+    A run that its time box ends keeps the schedule of all `total_steps`, so that a resumed run repeats the same rates.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     span = max(1, total_steps - 1 - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / span)
-    share = config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.learning_rate * share
+    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * _height(progress, config))
+
+
+def _height(progress: float, config: OptimizerConfig) -> float:
+    """The schedule's curve between 1 and 0, for `progress` in [0, 1] after the warm-up."""
+    match config.schedule:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            return 1 - progress
+        case "wsd":
+            return min(1.0, (1 - progress) / config.decay_share)
 
 
 def parameter_groups(module: nn.Module, decayed: list[str], config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from shards.errors import UserError
 from shards.job import Emit
 
 from . import checkpoint
-from .checkpoint import Cursor
+from .average import WeightAverage
+from .checkpoint import Cursor, Keeping
 from .config import TrainJob
 from .data import Slice, StepBatch, Wanted, load_step, prefetched
 from .metrics import MetricsLog
@@ -40,6 +41,7 @@ class Trainer:
     ours: Slice
     steps: int
     wanted: Wanted
+    average: WeightAverage | None = None
     _saved: int = 0
 
     def run(self, cursor: Cursor) -> Cursor:
@@ -95,6 +97,8 @@ class Trainer:
                 means = [x / (weight or 1.0) for x in sum_over_ranks(sums.tolist())]
                 self._refuse_nonfinite(batch, "loss", means[0])
             engine.step()
+        if self.average is not None:
+            self.average.update(batch.step)
         norm = engine.get_global_grad_norm()
         norm = None if norm is None else float(norm)
         if norm is not None:
@@ -120,8 +124,8 @@ class Trainer:
     def _save(self, cursor: Cursor, log: MetricsLog | None) -> Cursor:
         """Checkpoint `cursor`; the metrics file is made durable first."""
         cursor = replace(cursor, metrics_bytes=on_rank_0(lambda: log.sync() if log else 0))
-        root, keep = self.job.output / "checkpoints", self.job.train.keep_checkpoints
-        checkpoint.save(self.engine, root, cursor, digest=self.job.digest, keep=keep)
+        how = Keeping(self.job.digest, self.ours.world, self.ours.global_batch, self.job.train.keep_checkpoints)
+        checkpoint.save(self.engine, self.job.output / "checkpoints", cursor, how, self.average)
         self._saved = cursor.step
         return cursor
 

@@ -28,6 +28,7 @@ def add(app: typer.Typer) -> None:
     app.command(epilog="Example: minicodformer train configs/quickstart.yaml train.steps=300 name=longer")(train)
     app.command("eval", epilog="Example: minicodformer eval configs/quickstart.yaml --json")(evaluate)
     app.command(epilog="Example: minicodformer export configs/quickstart.yaml export.dtype=bfloat16")(export)
+    app.command(epilog="Example: minicodformer sweep configs/sweep.yaml")(sweep)
     app.command(epilog="Example: minicodformer report configs/compare.yaml")(report)
 
 
@@ -115,6 +116,18 @@ def export(target: Target = None) -> None:
             f"(they are {', '.join(config.variants)})"
         )
     _until("export", target)
+
+
+def sweep(
+    target: Target = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which students would be trained.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train every student of the `sweep` section, one after the other, and compare them; goes on where it stopped."""
+    config, _ = read_target(target)
+    if config.sweep is None:
+        raise UserError(f"{config.name}: has no sweep; add 'sweep: {{grid: {{train.student.hidden_size: [64, 128]}}}}'")
+    run(target, dry_run, as_json)
 
 
 def report(target: Target = None) -> None:

@@ -6,9 +6,11 @@ A position's hidden vector depends on its segment up to itself; with `run_ids` a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import StudentConfig
 from .attention import look
@@ -33,6 +35,8 @@ class Student(nn.Module):
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.lower = nn.Identity() if config.embedding_size is None else nn.Linear(width, embedding, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(vocab_rows))
+        self.recompute = False
+        """Activation checkpointing: each layer keeps its input only, and runs again in the backward pass."""
         self._initialise()
 
     @torch.no_grad()
@@ -86,12 +90,17 @@ class Student(nn.Module):
             seen = None if state is None else state.layers[0]["seen"]
             sight = look(x, self.config.hidden_size // heads, window, segments, seen)
             for layer, own in zip(self.encoder, before, strict=False):
-                x, own = layer(x, sight, segments, own, carry)
+                x, own = self._through(layer, x, sight, segments, own, carry)
                 after.append(own)
         for layer, own in zip(self.blocks, before[len(self.encoder) :], strict=True):
-            x, own = layer(x, segments, own)
+            x, own = self._through(layer, x, segments, own)
             after.append(own)
         return self.lower(self.norm(x)), State(tuple(after) if carry else ())
+
+    def _through(self, layer: nn.Module, *given: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, *given, use_reentrant=False)
+        return layer(*given)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 (or wider) [.., V] with -inf at dead rows; for a few positions at a time, never a whole batch."""

@@ -20,7 +20,7 @@ from shards.errors import UserError
 STAGES = ["prepare", "dump", "train", "eval", "export", "report"]
 TALK = ["generate", "chat", "serve", "view"]
 SHARDS = [f"shards {verb}" for verb in ("inspect", "verify", "convert", "stats", "sample", "split", "merge", "export")]
-COMMANDS = sorted(["run", *STAGES, *TALK, *SHARDS, "init", "doctor", "clean"])
+COMMANDS = sorted(["run", "sweep", *STAGES, *TALK, *SHARDS, "init", "doctor", "clean"])
 
 
 def call(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -59,6 +59,12 @@ def test_another_place_changes_no_digest(make_config: MakeConfig, tmp_path: Path
     assert stale(make_config(), make_config(root=str(tmp_path / "elsewhere"))) == []
 
 
+def test_the_number_of_ranks_is_part_of_a_training_only_where_it_sets_the_global_batch(make_config: MakeConfig) -> None:
+    assert stale(make_config("train.ranks=2"), make_config("train.ranks=1")) == ["train", "eval", "export", "report"]
+    fixed = "train.global_batch=12"
+    assert stale(make_config(fixed, "train.ranks=2"), make_config(fixed, "train.ranks=1")) == []
+
+
 def test_a_local_teacher_counts_by_its_files(make_config: MakeConfig, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

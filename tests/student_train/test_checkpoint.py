@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shards.errors import UserError
-from student_train.checkpoint import COMPLETE, complete_checkpoints, mark_complete, newest
+from student_train.checkpoint import COMPLETE, Keeping, complete_checkpoints, mark_complete, newest
 
 
 def half(root, step, tag=None):
@@ -19,12 +19,13 @@ def half(root, step, tag=None):
 
 def whole(root, step, ranks=2, digest="d" * 8, keep=9, tag=None):
     folder = half(root, step, tag)
-    mark_complete(root, folder.name, step=step, ranks=ranks, digest=digest, keep=keep)
+    mark_complete(root, folder.name, step, Keeping(digest, ranks, global_batch=12, keep=keep))
     return folder
 
 
-def pick(root, ranks=2, digest="d" * 8):
-    return newest(root, digest=digest, ranks=ranks)
+def pick(root, digest="d" * 8):
+    found = newest(root, digest=digest)
+    return None if found is None else found.tag
 
 
 def test_nothing_and_unmarked_folders_mean_a_fresh_start(tmp_path):
@@ -71,10 +72,19 @@ def test_marking_records_sizes_and_prunes_all_but_the_newest(tmp_path):
     assert sorted(marker["files"].values()) == [10, 20]
 
 
-def test_another_world_size_is_refused_with_the_remedy(tmp_path):
+def test_what_is_found_says_who_wrote_it_and_the_batch_that_must_stay(tmp_path):
     whole(tmp_path, 5, ranks=2)
-    with pytest.raises(UserError, match=r"written by 2 ranks, this run has 1; set train.ranks=2"):
-        pick(tmp_path, ranks=1)
+    found = newest(tmp_path, digest="d" * 8)
+    assert (found.tag, found.step, found.world, found.global_batch) == ("step-00000005", 5, 2, 12)
+
+
+def test_a_universal_form_left_by_an_earlier_start_is_never_picked_and_goes_with_the_next_checkpoint(tmp_path):
+    whole(tmp_path, 5)
+    half(tmp_path, 5, tag="step-00000005-universal")
+    half(tmp_path, 5, tag="step-00000005-universal.tmp")
+    assert pick(tmp_path) == "step-00000005"
+    whole(tmp_path, 10)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000005", "step-00000010"]
 
 
 def test_other_settings_are_refused_by_digest(tmp_path):

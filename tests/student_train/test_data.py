@@ -34,6 +34,15 @@ def test_the_ranks_together_see_each_row_of_an_epoch_once(shards, world, micro):
     assert sorted(seen) == list(range(len(data)))
 
 
+def test_an_epoch_shared_by_two_then_one_then_three_ranks_has_each_row_once(shards):
+    data = open_dataset(shards / "train")
+    seen = []
+    for step in range(steps_per_epoch(len(data), 12)):
+        parts = [load_step(data, s, step) for s in slices([2, 1, 3][step % 3], 2, global_batch=12)]
+        seen += [row for p in parts for m in p.rows for row in m]
+    assert sorted(seen) == list(range(len(data)))
+
+
 def test_a_run_that_starts_in_the_middle_sees_what_a_straight_run_sees(shards):
     data, ours = open_dataset(shards / "train"), slices(2, 2)[1]
     straight = [b.rows for b in prefetched(lambda s: load_step(data, ours, s), 0, 14)]

@@ -43,6 +43,7 @@ def test_own_deepspeed_keys_are_merged_in():
     [
         ({"gradient_clipping": 2.0}, r"train.deepspeed.gradient_clipping: 2.0 .* train.optimizer.clip"),
         ({"zero_optimization": {"stage": 1}}, r"train.deepspeed.zero_optimization.stage: 1 .* train.zero_stage"),
+        ({"checkpoint": {"load_universal": True}}, r"checkpoint.load_universal: True .* train.ranks"),
         ({"bf16": {"enabled": True}}, r"train.deepspeed.bf16: .* train.dtype"),
     ],
 )
@@ -60,6 +61,15 @@ def test_accumulation_follows_from_the_global_batch():
 def test_a_global_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(global_batch, nearest):
     with pytest.raises(UserError, match=f"train.global_batch: {global_batch} .* nearest that does is {nearest}"):
         accumulation_steps(TrainConfig(batch_size=2, global_batch=global_batch), 3)
+
+
+def test_the_global_batch_of_a_checkpoint_stays_on_other_ranks_or_is_refused_with_the_nearest_number_of_ranks():
+    train = TrainConfig(batch_size=2, accumulation=3)  # two ranks made it a global batch of 12
+    assert [accumulation_steps(train, world, kept=12) for world in (1, 2, 3, 6)] == [6, 3, 2, 1]
+    with pytest.raises(UserError, match=r"global batch of 12 does not divide .* x 4 ranks; go on with 3 or 6 ranks"):
+        accumulation_steps(train, 4, kept=12)
+    with pytest.raises(UserError, match=r"go on with 1 rank$"):
+        accumulation_steps(train, 2, kept=2)
 
 
 def test_the_scale_undoes_what_deepspeed_averages():

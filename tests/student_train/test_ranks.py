@@ -169,6 +169,55 @@ def test_a_killed_run_goes_on_bitwise_as_if_it_had_not_been(make, straight):
     assert run.lines() == straight.lines()
 
 
+def stop_after(run: Run, step: int, ranks: int) -> None:
+    """Train on `ranks` until the metrics show `step`, then ask for a stop."""
+    process = run.start(ranks)
+    run.wait_for_line(process, step)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped after step" in process.communicate(timeout=100)[0]
+
+
+def assert_same_course(ours: list[dict[str, Any]], law: list[dict[str, Any]]) -> None:
+    """The same rows in the same steps, and losses within 1e-5."""
+    assert len(ours) == len(law)
+    for a, b in zip(ours, law, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5), a["step"]
+        assert {k: a[k] for k in ("step", "epoch", "lr", "scored", "tokens")} == {
+            k: b[k] for k in ("step", "epoch", "lr", "scored", "tokens")
+        }
+
+
+def test_a_run_of_two_ranks_goes_on_with_one_as_if_nothing_had_changed(make, straight):
+    run = make("moved")
+    stop_after(run, 4, ranks=2)
+    assert re.search(r"going on after step \d+ .* written by 2 ranks, now 1", run.finish(ranks=1))
+    assert_same_course(run.lines(), straight.lines())
+    left = [p.name for p in (run.output / "checkpoints").iterdir() if "universal" in p.name]
+    assert left == [], "pruned with the next checkpoint"
+
+
+def test_recomputed_activations_and_a_fused_optimizer_change_no_loss(make, straight):
+    optimizer = TRAIN["optimizer"] | {"fused": True}
+    run = make("recomputed", activation_checkpointing=True, optimizer=optimizer, ema=0.9)
+    run.finish(ranks=2)
+    assert_same_course(run.lines(), straight.lines())
+    averaged, last = (load_model(r.output / "model").embedding.weight for r in (run, straight))
+    assert 1e-4 < (averaged - last).abs().max() < 0.1, "the model written is the average"
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_two_ranks_to_one_and_on_to_three(make):
+    settings = {"global_batch": 12, "ema": 0.9}
+    law, run = make("twelve", **settings), make("moved-twice", **settings)
+    law.finish(ranks=2)
+    stop_after(run, 3, ranks=2)
+    stop_after(run, 6, ranks=1)
+    assert "written by 1 ranks, now 3" in run.finish(ranks=3)
+    assert_same_course(run.lines(), law.lines())
+    ours, theirs = (load_model(r.output / "model").state_dict() for r in (run, law))
+    assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-5) for name in theirs)
+
+
 def test_sigterm_saves_the_step_in_progress_and_the_run_goes_on_from_there(make, straight):
     run = make("stopped")
     process = run.start()

@@ -17,6 +17,16 @@ def test_it_warms_up_linearly_then_falls_as_a_cosine_to_its_final_share():
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
+def test_the_linear_one_falls_in_equal_steps_and_wsd_stays_up_until_its_last_share():
+    linear = [learning_rate(s, 25, CONFIG.model_copy(update={"schedule": "linear"})) for s in range(25)]
+    assert linear[4:] == pytest.approx([1 - 0.04 * i for i in range(21)])
+    wsd = CONFIG.model_copy(update={"schedule": "wsd", "decay_share": 0.25})
+    rates = [learning_rate(s, 25, wsd) for s in range(25)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:20] == [1.0] * 16
+    assert rates[20:] == pytest.approx([0.84, 0.68, 0.52, 0.36, 0.2])
+
+
 def test_it_needs_no_warm_up_and_survives_runs_shorter_than_it():
     assert learning_rate(0, 10, CONFIG.model_copy(update={"warmup_steps": 0})) == 1.0
     assert [learning_rate(s, 2, CONFIG) for s in range(2)] == [0.25, 0.5]

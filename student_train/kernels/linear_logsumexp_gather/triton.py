@@ -6,7 +6,7 @@ is added where it falls, and two library matmuls with float32 accumulation finis
 gradients: one such slice, at most `SLICE_BYTES`. Importing this needs triton, which comes with CUDA builds of torch.
 """
 
-# ruff: noqa: PLR0913  kernels take their pointers one by one
+
 # mypy: disable-error-code="no-untyped-def, import-not-found, import-untyped"
 
 from __future__ import annotations
