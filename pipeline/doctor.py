@@ -40,7 +40,7 @@ def examine(root: Path) -> list[Finding]:
     return [
         _python(),
         *_names(),
-        *(finding for extra in _EXTRAS for finding in _extra(extra)),
+        *_installation(),
         _torch_build(),
         _gpu(),
         _disk("results", root),
@@ -63,21 +63,28 @@ def _names() -> Iterator[Finding]:
         yield Finding("ok", "package names", f"pipeline, teacher_dump, student_train, shards are those of {TREE}")
 
 
-def _extra(extra: str) -> Iterator[Finding]:
-    """Every requirement of one extra: installed or not (pip has checked versions; missing ones are the trouble)."""
+def _installation() -> Iterator[Finding]:
+    """This distribution and the requirements of its extras."""
     try:
         wanted = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         yield Finding("missing", "installation", f"{DISTRIBUTION} is not installed in {sys.prefix}", _SET_UP)
         return
+    for extra in _EXTRAS:
+        yield _extra(extra, wanted)
+
+
+def _extra(extra: str, wanted: list[str]) -> Finding:
+    """Every requirement of one extra: installed or not (pip has checked versions; missing ones are the trouble)."""
     names = [_name_of(r) for r in wanted if f'extra == "{extra}"' in r.replace("'", '"')]
     absent = [name for name in names if _version(name) is None]
     what = f"{extra} ({_EXTRAS[extra]})"
     if absent:
         state: Literal["note", "missing"] = "note" if extra == "dev" else "missing"
-        yield Finding(state, what, f"not installed: {', '.join(absent)}", f"{_SET_UP}, or: pip install -e '.[{extra}]'")
-    else:
-        yield Finding("ok", what, ", ".join(f"{name} {_version(name)}" for name in names))
+        return Finding(
+            state, what, f"not installed: {', '.join(absent)}", f"{_SET_UP}, or: pip install -e '.[{extra}]'"
+        )
+    return Finding("ok", what, ", ".join(f"{name} {_version(name)}" for name in names))
 
 
 def _torch_build() -> Finding:
