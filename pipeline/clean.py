@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import folder_lock
-
-from .cache import cache_root
+from shards.files import cache_root, folder_lock
 
 _ASIDE = re.compile(r"(corpus|shards|train|eval|export|report)\.[0-9a-f]{8}")
 

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from .cache import cache_root
+from shards.files import cache_root
+
 from .clean import human
 from .names import DISTRIBUTION, TREE, foreign_names, shared_names
 

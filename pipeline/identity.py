@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.files import sha256_file, write_json
+from shards.files import cache_root, sha256_file, write_json
 from teacher_dump.config import HFTeacher, Teacher
-
-from .cache import cache_root
 
 _REMEMBER_BYTES = 32 << 20
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: atomic writes, digests, and the lock of one writer a folder."""
+"""Files that appear whole or not at all: atomic writes, digests, the lock of one writer a folder, the user cache."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from typing import Any
 from .errors import UserError
 
 LOCK_NAME = ".lock"
+
+
+def cache_root() -> Path:
+    """`$XDG_CACHE_HOME/minicodformer`, by default `~/.cache/minicodformer`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "minicodformer"
 
 
 def canonical_json(value: Any) -> str:

@@ -6,14 +6,13 @@ and is used as a carrier; none of its code runs. torch, transformers and gguf ar
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.files import folder_lock, fsync_folder, publish, read_json, write_json
+from shards.files import cache_root, folder_lock, fsync_folder, publish, read_json, write_json
 from shards.job import Emit
 
 from .config import HFTeacher, PackagedTeacher
@@ -40,12 +39,6 @@ def package_of(name: str) -> Package | None:
             return SMOLLM2
         case _:
             return None
-
-
-def cache_root() -> Path:
-    """`$XDG_CACHE_HOME/minicodformer`, by default `~/.cache/minicodformer`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "minicodformer"
 
 
 def teacher_folder(teacher: HFTeacher | PackagedTeacher, emit: Emit) -> Path | str:

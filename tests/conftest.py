@@ -50,8 +50,7 @@ def smollm2_folder() -> Path:
 @pytest.fixture(scope="session")
 def qwen3_tokenizer_folder() -> Path:
     """The real Qwen3 tokenizer: tokenizer.json and tokenizer_config.json, sha256 checked."""
-    from shards.files import folder_lock
-    from teacher_dump.packaged import cache_root
+    from shards.files import cache_root, folder_lock
 
     assets = cache_root() / "test-assets"
     folder = assets / "qwen3-tokenizer-3.7.2"

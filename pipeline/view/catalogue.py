@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from shards import Dataset, Row
 from shards.errors import UserError
-from shards.files import digest, write_json
+from shards.files import cache_root, digest, write_json
 
-from ..cache import cache_root
 from .signature import signature, signature_bytes
 from .text import TokenText
 from .worst import Worst

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from fake_phases import FakePhases
 
-from pipeline.cache import cache_root
 from pipeline.clean import human, leftovers, remove
 from pipeline.config import RunConfig
 from pipeline.doctor import examine
@@ -106,12 +105,6 @@ def test_clean_refuses_what_a_live_process_writes(tmp_path: Path, cache: Path) -
 )
 def test_sizes_read_well(size: int, shown: str) -> None:
     assert human(size) == shown
-
-
-def test_both_rooms_agree_on_the_cache(cache: Path) -> None:
-    from teacher_dump import packaged
-
-    assert cache_root() == packaged.cache_root() == cache
 
 
 def test_doctor_finds_this_environment_in_order(tmp_path: Path, cache: Path) -> None:
